@@ -1,0 +1,119 @@
+//! Wall time of the kernels at 384 dimensions, for each level of this processor.
+//!
+//! Throughput counts the bytes read. Single pairs stay in the nearest cache; the rows (1.5 MiB) do
+//! not fit it. `scattered` walks random rows of a table larger than the caches, as a graph walk
+//! does.
+
+#![allow(missing_docs)]
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use flashbulb_kernels::{Kernels, available_levels};
+
+const DIMENSION: usize = 384;
+const ROWS: usize = 4096;
+const TABLE_ROWS: usize = 1 << 18;
+const WALK_STEPS: usize = 1024;
+
+/// Repeatable pseudo-random bits (xorshift64).
+fn random_bits(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+fn codes(len: usize, state: &mut u64) -> Vec<i8> {
+    (0..len).map(|_| random_bits(state) as i8).collect()
+}
+
+fn values(len: usize, state: &mut u64) -> Vec<f32> {
+    (0..len).map(|_| (random_bits(state) >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
+}
+
+fn levels() -> Vec<Kernels> {
+    available_levels().into_iter().filter_map(Kernels::with_level).collect()
+}
+
+fn single_vectors(criterion: &mut Criterion) {
+    let state = &mut 1;
+    let (a, b) = (values(DIMENSION, state), values(DIMENSION, state));
+    let (x, y) = (codes(DIMENSION, state), codes(DIMENSION, state));
+    let mut out = vec![0i8; DIMENSION];
+    for kernels in levels() {
+        let level = kernels.level();
+        let mut group = criterion.benchmark_group("single");
+        group.throughput(Throughput::Bytes(8 * DIMENSION as u64));
+        group.bench_function(BenchmarkId::new("dot_f32", level), |bencher| {
+            bencher.iter(|| kernels.dot_f32(black_box(&a), black_box(&b)));
+        });
+        group.throughput(Throughput::Bytes(2 * DIMENSION as u64));
+        group.bench_function(BenchmarkId::new("dot_i8", level), |bencher| {
+            bencher.iter(|| kernels.dot_i8(black_box(&x), black_box(&y)));
+        });
+        group.throughput(Throughput::Bytes(4 * DIMENSION as u64));
+        group.bench_function(BenchmarkId::new("quantize_i8", level), |bencher| {
+            bencher.iter(|| kernels.quantize_i8(black_box(&a), black_box(&mut out)));
+        });
+        group.finish();
+    }
+}
+
+fn rows(criterion: &mut Criterion) {
+    let state = &mut 2;
+    let (query, table) = (codes(DIMENSION, state), codes(DIMENSION * ROWS, state));
+    let mut out = vec![0i32; ROWS];
+    for kernels in levels() {
+        let mut group = criterion.benchmark_group("rows");
+        group.throughput(Throughput::Bytes(table.len() as u64));
+        group.bench_function(BenchmarkId::new("dot_i8_rows_4096", kernels.level()), |bencher| {
+            bencher.iter(|| kernels.dot_i8_rows(black_box(&query), &table, black_box(&mut out)));
+        });
+        group.finish();
+    }
+}
+
+/// Four random rows a step; with `ahead`, the rows of a later step are prefetched.
+fn walk(kernels: Kernels, query: &[i8], table: &[i8], ids: &[usize], ahead: usize) -> i32 {
+    let row = |id: usize| &table[id * DIMENSION..(id + 1) * DIMENSION];
+    let mut sum = 0i32;
+    for step in (0..ids.len()).step_by(4) {
+        if ahead > 0 {
+            for id in ids.iter().skip(step + 4 * ahead).take(4) {
+                kernels.prefetch(row(*id));
+            }
+        }
+        let four = [ids[step], ids[step + 1], ids[step + 2], ids[step + 3]];
+        for dot in kernels.dot_i8_x4(query, four.map(row)) {
+            sum = sum.wrapping_add(dot);
+        }
+    }
+    sum
+}
+
+fn scattered(criterion: &mut Criterion) {
+    let state = &mut 3;
+    let (query, table) = (codes(DIMENSION, state), codes(DIMENSION * TABLE_ROWS, state));
+    for kernels in levels() {
+        let mut group = criterion.benchmark_group("scattered");
+        group.throughput(Throughput::Elements(WALK_STEPS as u64));
+        for ahead in [0, 1, 2] {
+            let name = format!("dot_i8_x4_prefetch_{ahead}");
+            group.bench_function(BenchmarkId::new(name, kernels.level()), |bencher| {
+                bencher.iter_batched(
+                    || {
+                        let id = |_| random_bits(state) as usize % TABLE_ROWS;
+                        (0..WALK_STEPS).map(id).collect::<Vec<_>>()
+                    },
+                    |ids| walk(kernels, &query, &table, &ids, ahead),
+                    criterion::BatchSize::SmallInput,
+                );
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, single_vectors, rows, scattered);
+criterion_main!(benches);

@@ -1,0 +1,309 @@
+//! Distance kernels of Flashbulb: products and norms of f32 vectors, exact products of i8 codes,
+//! quantisation with an error bound, a bounded top-k, and a list of the GPU adapters.
+//!
+//! Each kernel exists in portable Rust ([`SimdLevel::Scalar`], the oracle of the tests) and for the
+//! SIMD levels of x86-64 and AArch64. [`Kernels::detect`] chooses once per process. All distances
+//! are computed on the CPU; `gpu` (a feature) lists adapters and computes nothing.
+//!
+//! Invariants, at every level:
+//!
+//! - i8 products are exact and equal everywhere; so are the codes of [`Kernels::quantize_i8`].
+//! - An f32 sum of n products differs from the true one by at most `1.01 · n · 2^-24 · Σ|aᵢ·bᵢ|`,
+//!   plus `n · 2^-149` for products too small for f32, as long as n is below 100,000 and nothing
+//!   overflows. Levels sum in different orders, so their f32 results may differ within it.
+//! - Lengths may be anything, zero included, and slices need no alignment.
+//!
+//! **NaN and infinity.** f32 products and norms follow IEEE 754: a NaN among the inputs gives NaN;
+//! infinities give an infinity or NaN; so may finite values whose products overflow f32.
+//! [`Kernels::normalize_f32`] refuses what is not finite, [`Kernels::quantize_i8`] reports an
+//! infinite error, and [`TopK`] refuses NaN scores.
+//!
+//! This crate must not know files, ids, threads or what a vector means.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+#[cfg(feature = "gpu")]
+pub mod gpu;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+mod topk;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use topk::TopK;
+
+/// The longest i8 vectors whose product surely fits i32: 131,071 · (−128)² < 2^31.
+pub const MAX_I8_LEN: usize = (i32::MAX / (128 * 128)) as usize;
+
+/// What one cache line holds, in bytes.
+const CACHE_LINE: usize = 64;
+
+/// A set of vector instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SimdLevel {
+    /// Portable Rust.
+    Scalar,
+    /// x86-64 AVX2 and FMA.
+    Avx2,
+    /// x86-64 AVX-512 F, BW, VL and VNNI.
+    Avx512,
+    /// AArch64 NEON.
+    Neon,
+}
+
+impl SimdLevel {
+    /// All levels, the slowest first.
+    pub const ALL: [SimdLevel; 4] =
+        [SimdLevel::Scalar, SimdLevel::Neon, SimdLevel::Avx2, SimdLevel::Avx512];
+
+    /// Whether this processor, and this build, can run the level.
+    pub fn is_available(self) -> bool {
+        match self {
+            SimdLevel::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512 => {
+                SimdLevel::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(target_arch = "aarch64")]
+            SimdLevel::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for SimdLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            SimdLevel::Scalar => "scalar",
+            SimdLevel::Avx2 => "avx2",
+            SimdLevel::Avx512 => "avx512-vnni",
+            SimdLevel::Neon => "neon",
+        })
+    }
+}
+
+/// The levels this processor can run, the slowest first; never empty.
+pub fn available_levels() -> Vec<SimdLevel> {
+    SimdLevel::ALL.into_iter().filter(|level| level.is_available()).collect()
+}
+
+/// How one vector was quantised: `value ≈ code * scale`.
+///
+/// With it a dot product of codes bounds the true one: for vectors a and b with codes â/scale_a and
+/// b̂/scale_b, `|a·b − scale_a·scale_b·(codes of a · codes of b)| ≤ error_norm_a·‖b‖ +
+/// ‖â‖·error_norm_b`, since a·b − â·b̂ = (a − â)·b + â·(b − b̂).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct I8Params {
+    /// Step of the codes; finite and above zero.
+    pub scale: f32,
+    /// Upper bound of the Euclidean norm of what rounding left over, `‖v − scale·code‖`: computed
+    /// in f64 and rounded up, so that it exceeds the true norm by less than two ulps of f32.
+    pub error_norm: f32,
+}
+
+/// The kernels of one SIMD level. Copies are free: it is one byte.
+///
+/// The level is matched in each call. Calls through function pointers took the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kernels {
+    /// Available on this processor; calling into its module rests on that.
+    level: SimdLevel,
+}
+
+/// Calls the function of the level's module.
+macro_rules! dispatch {
+    ($kernels:expr, $function:ident($($argument:expr),*)) => {
+        match $kernels.level {
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512 => {
+                // SAFETY: a `Kernels` of this level exists only where the features were detected.
+                unsafe { x86::avx512::$function($($argument),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx2 => {
+                // SAFETY: a `Kernels` of this level exists only where the features were detected.
+                unsafe { x86::avx2::$function($($argument),*) }
+            }
+            #[cfg(target_arch = "aarch64")]
+            SimdLevel::Neon => {
+                // SAFETY: a `Kernels` of this level exists only where the feature was detected.
+                unsafe { neon::$function($($argument),*) }
+            }
+            _ => scalar::$function($($argument),*),
+        }
+    };
+}
+
+impl Kernels {
+    /// The best kernels this processor runs; chosen once per process.
+    pub fn detect() -> Kernels {
+        static DETECTED: OnceLock<Kernels> = OnceLock::new();
+        *DETECTED.get_or_init(|| {
+            let best = available_levels().into_iter().next_back();
+            Kernels { level: best.unwrap_or(SimdLevel::Scalar) }
+        })
+    }
+
+    /// The kernels of a stated level, or `None` where this processor lacks it.
+    pub fn with_level(level: SimdLevel) -> Option<Kernels> {
+        level.is_available().then_some(Kernels { level })
+    }
+
+    /// The level these kernels run at.
+    pub fn level(&self) -> SimdLevel {
+        self.level
+    }
+
+    /// Dot product of two f32 vectors.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub fn dot_f32(&self, a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len(), "vectors of different lengths");
+        dispatch!(self, dot_f32(a, b))
+    }
+
+    /// Squared Euclidean distance of two f32 vectors. Two equal infinities are NaN apart.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub fn l2_squared_f32(&self, a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len(), "vectors of different lengths");
+        dispatch!(self, l2_squared_f32(a, b))
+    }
+
+    /// Euclidean norm, summed in f64: neither huge nor tiny elements spoil it. It is infinite where
+    /// it exceeds f32.
+    pub fn norm_f32(&self, v: &[f32]) -> f32 {
+        dispatch!(self, sum_of_squares(v)).sqrt() as f32
+    }
+
+    /// Scales a vector to norm one and returns its former norm ([`Kernels::norm_f32`]), or `None`,
+    /// leaving the vector as it is, where it is empty, zero or not finite.
+    #[must_use = "a vector that cannot be normalised is left as it is"]
+    pub fn normalize_f32(&self, v: &mut [f32]) -> Option<f32> {
+        let norm = dispatch!(self, sum_of_squares(v)).sqrt();
+        // The sum of squares of any finite f32 elements is finite in f64.
+        if norm == 0.0 || !norm.is_finite() {
+            return None;
+        }
+        let inverse = 1.0 / norm;
+        for value in v.iter_mut() {
+            *value = (f64::from(*value) * inverse) as f32;
+        }
+        Some(norm as f32)
+    }
+
+    /// Dot product of two vectors of codes, exact; every i8 is allowed.
+    ///
+    /// # Panics
+    /// If the lengths differ or exceed [`MAX_I8_LEN`].
+    #[inline]
+    pub fn dot_i8(&self, a: &[i8], b: &[i8]) -> i32 {
+        assert_eq!(a.len(), b.len(), "codes of different lengths");
+        assert!(a.len() <= MAX_I8_LEN, "codes longer than MAX_I8_LEN");
+        dispatch!(self, dot_i8(a, b))
+    }
+
+    /// [`Kernels::dot_i8`] of one query with four rows that lie anywhere.
+    ///
+    /// # Panics
+    /// If a row's length differs from the query's, or it exceeds [`MAX_I8_LEN`].
+    #[inline]
+    pub fn dot_i8_x4(&self, query: &[i8], rows: [&[i8]; 4]) -> [i32; 4] {
+        for row in rows {
+            assert_eq!(row.len(), query.len(), "codes of different lengths");
+        }
+        assert!(query.len() <= MAX_I8_LEN, "codes longer than MAX_I8_LEN");
+        dispatch!(self, dot_i8_x4(query, rows))
+    }
+
+    /// [`Kernels::dot_i8`] of one query with each of consecutive rows: `rows` holds `out.len()`
+    /// rows of `query.len()` codes.
+    ///
+    /// # Panics
+    /// If `rows` is not that long, or the query's length exceeds [`MAX_I8_LEN`].
+    pub fn dot_i8_rows(&self, query: &[i8], rows: &[i8], out: &mut [i32]) {
+        let codes = query.len().checked_mul(out.len());
+        assert_eq!(Some(rows.len()), codes, "rows and out do not agree");
+        assert!(query.len() <= MAX_I8_LEN, "codes longer than MAX_I8_LEN");
+        if query.is_empty() {
+            out.fill(0);
+            return;
+        }
+        dispatch!(self, dot_i8_rows(query, rows, out))
+    }
+
+    /// Symmetric quantisation to i8 in −127..=127: the largest magnitude becomes ±127, values are
+    /// rounded to the nearest step, ties to even.
+    ///
+    /// All codes are zero and the scale is one where there are no steps to count: for a zero
+    /// vector, exactly; for one whose largest magnitude is below 127 · 2^-126, with its whole norm
+    /// as the error; for one with a NaN or an infinity, with an infinite error, which is all that
+    /// a bound can say there. Callers reject such vectors before.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn quantize_i8(&self, src: &[f32], dst: &mut [i8]) -> I8Params {
+        assert_eq!(src.len(), dst.len(), "vector and codes of different lengths");
+        match scalar::Range::of(dispatch!(self, max_magnitude_bits(src))) {
+            scalar::Range::NotFinite => {
+                dst.fill(0);
+                I8Params { scale: 1.0, error_norm: f32::INFINITY }
+            }
+            scalar::Range::Negligible => {
+                dst.fill(0);
+                scalar::params(1.0, dispatch!(self, sum_of_squares(src)), src.len())
+            }
+            scalar::Range::Steps(step) => {
+                let residual_squares = dispatch!(self, encode_i8(src, dst, step));
+                scalar::params(step.scale, residual_squares, src.len())
+            }
+        }
+    }
+
+    /// Hints the processor to load the first two cache lines of a row into its nearest cache. The
+    /// lines after them follow by the hardware's own prefetch once the row is read.
+    #[inline]
+    pub fn prefetch(&self, row: &[i8]) {
+        prefetch_line(row.as_ptr());
+        if row.len() > CACHE_LINE {
+            prefetch_line(row.as_ptr().wrapping_add(CACHE_LINE));
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn prefetch_line(address: *const i8) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: a prefetch reads nothing and does not fault, whatever the address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
+}
+
+#[cfg(target_arch = "aarch64")]
+#[inline]
+fn prefetch_line(address: *const i8) {
+    // SAFETY: a prefetch reads nothing and does not fault, whatever the address.
+    unsafe {
+        std::arch::asm!(
+            "prfm pldl1keep, [{address}]",
+            address = in(reg) address,
+            options(nostack, preserves_flags, readonly)
+        );
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[inline]
+fn prefetch_line(_address: *const i8) {}
