@@ -1,0 +1,140 @@
+//! The seam between the engine and the machine: every file operation and every random number passes through here.
+//!
+//! Invariant: what a method promises about durability, callers may build on; nothing else reaches the file system.
+//! Knows nothing of formats. A test may put its own disk in place of [`RealDisk`].
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::map::Map;
+
+/// An open file that is written at offsets.
+pub(crate) trait DiskFile: Send + Sync + std::fmt::Debug {
+    /// Writes all of `bytes` at `offset`.
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Returns once all written data, and the length, are on the device.
+    fn sync(&self) -> io::Result<()>;
+    /// Returns once all written data that overwrote allocated space are on the device.
+    fn sync_data(&self) -> io::Result<()>;
+}
+
+/// A file's bytes, in memory or mapped.
+pub(crate) trait Bytes: Send + Sync + std::fmt::Debug {
+    fn bytes(&self) -> &[u8];
+}
+
+/// The file operations the engine needs, each durable only as it says.
+pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
+    /// Makes a folder and its parents, private to the user; not yet durable.
+    fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Names of the files in `dir`.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// Creates a file that must not exist, private to the user.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// Opens an existing file for syncing what an earlier process wrote.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// Reads a whole file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Maps a file that is never written again.
+    fn map(&self, path: &Path) -> io::Result<Arc<dyn Bytes>>;
+    /// Renames within a folder, replacing; durable after [`Disk::sync_dir`].
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file; durable after [`Disk::sync_dir`].
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Returns once the folder's entries are on the device.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// 16 random bytes.
+    fn random(&self) -> [u8; 16];
+}
+
+/// The operating system's files.
+#[derive(Debug, Default)]
+pub(crate) struct RealDisk;
+
+#[derive(Debug)]
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+impl Disk for RealDisk {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Box::new(RealFile(file)))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(RealFile(OpenOptions::new().read(true).write(true).open(path)?)))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+
+    fn map(&self, path: &Path) -> io::Result<Arc<dyn Bytes>> {
+        Ok(Arc::new(Map::open(&File::open(path)?)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+
+    fn random(&self) -> [u8; 16] {
+        uuid::Uuid::new_v4().into_bytes()
+    }
+}
+
+/// Writes `bytes` as `dir/name` so that a crash leaves the old file, the new one, or none, never a part:
+/// a temporary file, synced, renamed, and the folder synced.
+pub(crate) fn write_durably(
+    disk: &dyn Disk,
+    dir: &Path,
+    name: &str,
+    bytes: &[u8],
+) -> io::Result<PathBuf> {
+    let tmp = dir.join(format!("{name}.tmp"));
+    let path = dir.join(name);
+    let _ = disk.remove(&tmp);
+    let file = disk.create(&tmp)?;
+    file.write_all_at(bytes, 0)?;
+    file.sync()?;
+    disk.rename(&tmp, &path)?;
+    disk.sync_dir(dir)?;
+    Ok(path)
+}

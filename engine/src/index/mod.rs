@@ -1,0 +1,145 @@
+//! The vector index of one space: exact scan for small spaces, HNSW with a scanned tail for large.
+//!
+//! Invariants: a vector is findable as soon as [`VectorIndex::push`] returns, and never again once
+//! [`VectorIndex::kill`] returns; a scan answers exactly although it reads only i8 codes; searches
+//! wait for no writer; an idle index costs about a kilobyte, no thread and no buffer.
+//! Must not know: memories, filters' language, files, spaces.
+//!
+//! Vectors are numbered densely in the order of their pushes. A prefix of them is in the graph
+//! (Malkov & Yashunin, *HNSW*, TPAMI 2020); [`VectorIndex::build_step`] moves the border. The f32
+//! rows stay with the caller ([`RowSource`]) and are read only to rerank the last few candidates.
+
+mod accept;
+mod build;
+mod checkpoint;
+mod collector;
+mod graph;
+mod insert;
+mod plan;
+mod pool;
+mod scan;
+mod scratch;
+mod search;
+#[cfg(all(test, not(loom)))]
+mod tests;
+mod vectors;
+mod walk;
+
+pub use accept::{Accept, VectorBits};
+pub use checkpoint::LoadError;
+pub use scratch::Scratch;
+pub use search::{SearchParams, SearchPath, SearchResult};
+
+use crate::sync::shim::Mutex;
+use arc_swap::ArcSwapOption;
+use flashbulb_kernels::Kernels;
+use graph::Graph;
+use std::fmt;
+use vectors::Vectors;
+
+/// Number of a vector in its index: 0, 1, 2, … in the order of the pushes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VectorNo(pub u32);
+
+/// Live vectors from which a graph is built. Below, a scan is as fast and exact: measured at 384
+/// dimensions (`docs/ARCHITECTURE.md`, Index), a scan of 4,000 takes about as long as a walk.
+pub const GRAPH_FROM: u32 = 4_096;
+
+/// Where the f32 rows are. Reading one must not block: it happens within a search.
+pub trait RowSource {
+    /// Why a row could not be read.
+    type Error;
+
+    /// Copies the row of a vector that was pushed; `out` has the index's dimension.
+    ///
+    /// # Errors
+    ///
+    /// If the row cannot be read; the search then fails with this error.
+    fn copy_row(&self, vector: VectorNo, out: &mut [f32]) -> Result<(), Self::Error>;
+}
+
+/// The index of one space. Shared freely: searches and kills from any thread, pushes from one at a
+/// time, and one builder at a time.
+pub struct VectorIndex {
+    kernels: Kernels,
+    vectors: Vectors,
+    /// The graph over the first `graph.len()` vectors; `None` while the space is small.
+    graph: ArcSwapOption<Graph>,
+    /// What a builder keeps between steps; there only while there is something to build.
+    builder: Mutex<Option<Box<build::Builder>>>,
+}
+
+impl VectorIndex {
+    /// An empty index of vectors of `dim` values.
+    ///
+    /// # Panics
+    ///
+    /// If `dim` is 0.
+    pub fn new(dim: usize, kernels: Kernels) -> VectorIndex {
+        VectorIndex {
+            kernels,
+            vectors: Vectors::new(dim),
+            graph: ArcSwapOption::empty(),
+            builder: Mutex::new(None),
+        }
+    }
+
+    /// Values in a vector.
+    pub fn dim(&self) -> usize {
+        self.vectors.dim()
+    }
+
+    /// Adds a vector; the next search finds it. One writer at a time.
+    ///
+    /// # Panics
+    ///
+    /// If it is not `dim` values long, or the index holds [`MAX_ITEMS`](crate::sync::MAX_ITEMS).
+    pub fn push(&self, vector: &[f32]) -> VectorNo {
+        self.vectors.push(vector, self.kernels)
+    }
+
+    /// Hides a vector from every search that begins from now on. There is no way back, and a
+    /// checkpoint keeps it: call it once the delete is durable. `false` if it was hidden already
+    /// or never pushed.
+    pub fn kill(&self, vector: VectorNo) -> bool {
+        self.vectors.dead().kill(vector.0)
+    }
+
+    /// Whether the vector was killed.
+    pub fn is_dead(&self, vector: VectorNo) -> bool {
+        self.vectors.dead().is_dead(vector.0)
+    }
+
+    /// Vectors pushed, the killed ones included.
+    pub fn len(&self) -> u32 {
+        self.vectors.len()
+    }
+
+    /// Whether nothing was pushed yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Vectors that searches can find.
+    pub fn live(&self) -> u32 {
+        // Loaded first: a kill follows its push, so the count cannot exceed a later length.
+        let dead = self.vectors.dead().count();
+        self.len().saturating_sub(dead)
+    }
+
+    /// Vectors that the graph covers: the first so many. The others are scanned.
+    pub fn graph_len(&self) -> u32 {
+        self.graph.load().as_ref().map_or(0, |graph| graph.len())
+    }
+}
+
+impl fmt::Debug for VectorIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VectorIndex")
+            .field("dim", &self.dim())
+            .field("len", &self.len())
+            .field("live", &self.live())
+            .field("graph_len", &self.graph_len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,13 @@
+//! The index against brute force in f64.
+//!
+//! Invariant: expectations come from the f32 rows alone, never from the index. Must not know: how
+//! the index works.
+#![allow(clippy::unwrap_used)]
+
+mod concurrent;
+mod data;
+mod deletes;
+mod filters;
+mod persistence;
+mod random;
+mod recall;

@@ -1,0 +1,192 @@
+//! The manifest: which files make up the store, and up to which operation they hold it.
+//!
+//! File `manifest-<generation>`: `magic 8 | version u16 | 0 u16 | len u32 | crc32c u32 | JSON of len bytes`; the CRC covers
+//! all the rest. A new generation is written beside the old one, synced and renamed; two are kept.
+//! Invariant: a manifest names only files that were durable before it. Knows nothing of their contents.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::Reader;
+use crate::disk::{Disk, write_durably};
+use crate::error::Error;
+
+const MAGIC: [u8; 8] = *b"\x89FBMAN\r\n";
+const VERSION: u16 = 1;
+
+/// A space as the manifest keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SpaceEntry {
+    pub(crate) id: u32,
+    pub(crate) name: String,
+    pub(crate) last_seq: u64,
+}
+
+/// A segment as the manifest keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SegmentEntry {
+    pub(crate) part: u32,
+    pub(crate) len: u64,
+    /// xxh3-128 of the whole file, in hex.
+    pub(crate) checksum: String,
+}
+
+/// A graph checkpoint as the manifest keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GraphEntry {
+    pub(crate) space: u32,
+    pub(crate) number: u32,
+    pub(crate) len: u64,
+    /// Vectors in the checkpoint.
+    pub(crate) vectors: u32,
+}
+
+/// The contents of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Manifest {
+    pub(crate) generation: u64,
+    pub(crate) store: String,
+    pub(crate) dim: u32,
+    pub(crate) fingerprint: String,
+    /// Operations up to this one are in the segments.
+    pub(crate) checkpoint_lsn: u64,
+    /// The first log file that is needed; `None` in a snapshot, which has no log.
+    pub(crate) first_wal: Option<u64>,
+    /// How often the store was opened; log files of a later epoch were left by a recovery that did not finish.
+    pub(crate) epoch: u64,
+    pub(crate) next_space: u32,
+    /// Number of the next segment, head or graph.
+    pub(crate) next_part: u32,
+    pub(crate) spaces: Vec<SpaceEntry>,
+    /// Oldest first.
+    pub(crate) segments: Vec<SegmentEntry>,
+    pub(crate) graphs: Vec<GraphEntry>,
+}
+
+/// The name of generation `generation`.
+pub(crate) fn file_name(generation: u64) -> String {
+    format!("manifest-{generation:016}")
+}
+
+/// The generation in a manifest's name.
+pub(crate) fn file_generation(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("manifest-")?;
+    (digits.len() == 16).then(|| digits.parse().ok())?
+}
+
+impl Manifest {
+    /// Writes this generation durably.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] or [`Error::Io`]; the former generation stays valid.
+    pub(crate) fn write(&self, disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+        let name = file_name(self.generation);
+        let json = serde_json::to_vec(self).map_err(|e| {
+            Error::invalid("the manifest", format!("cannot be written as JSON: {e}"))
+        })?;
+        let mut out = Vec::with_capacity(json.len() + 20);
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&u32::try_from(json.len()).unwrap_or(u32::MAX).to_le_bytes());
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&out), &json);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out.extend_from_slice(&json);
+        write_durably(disk, dir, &name, &out).map(drop).map_err(Error::io("write", dir.join(name)))
+    }
+
+    /// Reads the newest manifest of `generations` (ascending).
+    ///
+    /// A generation appears by a rename after its sync, so a damaged one is damage, not a crash: it is reported, and
+    /// never passed over in favour of an older one, which could lack acknowledged writes.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], [`Error::VersionTooNew`], [`Error::Io`].
+    pub(crate) fn read_newest(
+        disk: &dyn Disk,
+        dir: &Path,
+        generations: &[u64],
+    ) -> Result<Option<Manifest>, Error> {
+        let Some(&generation) = generations.last() else { return Ok(None) };
+        let path = dir.join(file_name(generation));
+        let bytes = disk.read(&path).map_err(Error::io("read", &path))?;
+        let manifest = parse(&path, &bytes)?;
+        if manifest.generation == generation {
+            Ok(Some(manifest))
+        } else {
+            let what = format!("it says generation {}", manifest.generation);
+            Err(Error::corrupt(path, 0, what))
+        }
+    }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<Manifest, Error> {
+    let parts = || {
+        let mut r = Reader::new(bytes);
+        let magic = r.take(8)? == MAGIC;
+        let (version, zero, len) = (r.u16()?, r.u16()?, r.u32()?);
+        let covered = crc32c::crc32c(&bytes[..r.position()]);
+        let crc = r.u32()?;
+        let json = r.take(len as usize)?;
+        let sound = crc32c::crc32c_append(covered, json) == crc;
+        let whole = zero == 0 && r.remaining() == 0 && sound;
+        Some((magic, version, whole, json))
+    };
+    match parts() {
+        Some((true, found, true, _)) if found > VERSION => {
+            Err(Error::VersionTooNew { file: path.into(), found, known: VERSION })
+        }
+        Some((true, _, true, json)) => serde_json::from_slice(json)
+            .map_err(|e| Error::corrupt(path, 20, format!("the contents do not parse: {e}"))),
+        Some((false, ..)) => Err(Error::corrupt(path, 0, "this is not a manifest (wrong magic)")),
+        _ => Err(Error::corrupt(path, 0, "the checksum does not match")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::disk::RealDisk;
+
+    fn sample() -> Manifest {
+        Manifest {
+            generation: 4,
+            store: "6f".into(),
+            dim: 384,
+            fingerprint: "m".into(),
+            checkpoint_lsn: 9,
+            first_wal: Some(2),
+            epoch: 3,
+            next_space: 1,
+            next_part: 5,
+            spaces: vec![SpaceEntry { id: 0, name: "a".into(), last_seq: 7 }],
+            segments: vec![SegmentEntry { part: 1, len: 9, checksum: "00".into() }],
+            graphs: vec![GraphEntry { space: 0, number: 4, len: 1, vectors: 2 }],
+        }
+    }
+
+    #[test]
+    fn the_newest_is_read_and_damage_is_never_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = Manifest { generation: 3, ..sample() };
+        old.write(&RealDisk, dir.path()).unwrap();
+        sample().write(&RealDisk, dir.path()).unwrap();
+        let read = |g: &[u64]| Manifest::read_newest(&RealDisk, dir.path(), g);
+        assert_eq!(read(&[3, 4]).unwrap(), Some(sample()));
+        assert_eq!(read(&[]).unwrap(), None);
+
+        let path = dir.path().join(file_name(4));
+        let good = std::fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&path, &bad).unwrap();
+            assert!(read(&[3, 4]).is_err(), "byte {at}");
+            std::fs::write(&path, &good[..at]).unwrap();
+            assert!(read(&[3, 4]).is_err(), "cut at {at}");
+        }
+    }
+}

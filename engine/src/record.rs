@@ -1,0 +1,153 @@
+//! One memory as bytes: the same encoding in the log, in the unsealed head and in segments.
+//!
+//! Layout, little-endian: `seq u64 | ts_ms i64 | id_len u16 | role_len u16 | session_len u16 | 0 u16 | meta_len u32 |
+//! text_len u32 | id | role | session | meta | text`; a length of all ones means "absent".
+//! Invariant: `decode` accepts exactly what `encode` makes and never panics. Knows nothing of where the bytes lie.
+
+use crate::codec::Reader;
+use crate::types::{Memory, NewMemory, Seq};
+
+/// Bytes before the variable part.
+const FIXED_BYTES: usize = 32;
+const ABSENT_U16: u16 = u16::MAX;
+const ABSENT_U32: u32 = u32::MAX;
+
+/// A memory read in place.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct RecordRef<'a> {
+    pub(crate) seq: Seq,
+    pub(crate) ts_ms: i64,
+    pub(crate) id: &'a str,
+    pub(crate) role: Option<&'a str>,
+    pub(crate) session: Option<&'a str>,
+    pub(crate) meta: Option<&'a str>,
+    pub(crate) text: &'a str,
+}
+
+impl<'a> RecordRef<'a> {
+    pub(crate) fn of(seq: Seq, m: &'a NewMemory) -> Self {
+        RecordRef {
+            seq,
+            ts_ms: m.ts_ms,
+            id: &m.id,
+            role: m.role.as_deref(),
+            session: m.session.as_deref(),
+            meta: m.meta.as_deref(),
+            text: &m.text,
+        }
+    }
+
+    pub(crate) fn encoded_len(&self) -> usize {
+        let of = |s: Option<&str>| s.map_or(0, str::len);
+        FIXED_BYTES
+            + self.id.len()
+            + of(self.role)
+            + of(self.session)
+            + of(self.meta)
+            + self.text.len()
+    }
+
+    /// Appends the encoding. The parts are within the limits of `types`, which fit their length fields.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let short = |s: Option<&str>| {
+            s.map_or(ABSENT_U16, |s| u16::try_from(s.len()).unwrap_or(ABSENT_U16 - 1))
+        };
+        let long = |s: Option<&str>| {
+            s.map_or(ABSENT_U32, |s| u32::try_from(s.len()).unwrap_or(ABSENT_U32 - 1))
+        };
+        out.reserve(self.encoded_len());
+        out.extend_from_slice(&self.seq.0.to_le_bytes());
+        out.extend_from_slice(&self.ts_ms.to_le_bytes());
+        for s in [Some(self.id), self.role, self.session] {
+            out.extend_from_slice(&short(s).to_le_bytes());
+        }
+        out.extend_from_slice(&[0; 2]);
+        for s in [self.meta, Some(self.text)] {
+            out.extend_from_slice(&long(s).to_le_bytes());
+        }
+        for s in [Some(self.id), self.role, self.session, self.meta, Some(self.text)] {
+            out.extend_from_slice(s.unwrap_or_default().as_bytes());
+        }
+    }
+
+    /// Reads one record that fills `bytes` to the last.
+    pub(crate) fn decode(bytes: &'a [u8]) -> Option<Self> {
+        let mut r = Reader::new(bytes);
+        let (seq, ts_ms) = (Seq(r.u64()?), r.i64()?);
+        let (id, role, session, zero) = (r.u16()?, r.u16()?, r.u16()?, r.u16()?);
+        let (meta, text) = (r.u32()?, r.u32()?);
+        if zero != 0 || id == ABSENT_U16 || text == ABSENT_U32 {
+            return None;
+        }
+        let id = r.text(id.into())?;
+        let role = optional(&mut r, (role != ABSENT_U16).then_some(role.into()))?;
+        let session = optional(&mut r, (session != ABSENT_U16).then_some(session.into()))?;
+        let meta = optional(&mut r, (meta != ABSENT_U32).then_some(meta as usize))?;
+        let text = r.text(text as usize)?;
+        (r.remaining() == 0).then_some(RecordRef { seq, ts_ms, id, role, session, meta, text })
+    }
+
+    pub(crate) fn to_memory(self, searchable: bool) -> Memory {
+        let own = |s: Option<&str>| s.map(str::to_owned);
+        Memory {
+            id: self.id.to_owned(),
+            text: self.text.to_owned(),
+            role: own(self.role),
+            session: own(self.session),
+            ts_ms: self.ts_ms,
+            seq: self.seq,
+            meta: own(self.meta),
+            searchable,
+        }
+    }
+
+    /// What identical texts share.
+    pub(crate) fn text_hash(&self) -> u128 {
+        text_hash(self.text)
+    }
+}
+
+/// The key under which identical texts of a space meet; equality is checked on the texts themselves.
+pub(crate) fn text_hash(text: &str) -> u128 {
+    xxhash_rust::xxh3::xxh3_128(text.as_bytes())
+}
+
+fn optional<'a>(r: &mut Reader<'a>, len: Option<usize>) -> Option<Option<&'a str>> {
+    match len {
+        None => Some(None),
+        Some(len) => r.text(len).map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_record_survives(
+            seq in any::<u64>(), ts_ms in any::<i64>(), id in ".{1,40}",
+            role in proptest::option::of(".{0,20}"), session in proptest::option::of(".{0,20}"),
+            meta in proptest::option::of(".{0,50}"), text in ".{0,200}",
+        ) {
+            let r = RecordRef {
+                seq: Seq(seq), ts_ms, id: &id, role: role.as_deref(), session: session.as_deref(),
+                meta: meta.as_deref(), text: &text,
+            };
+            let mut bytes = Vec::new();
+            r.encode(&mut bytes);
+            prop_assert_eq!(bytes.len(), r.encoded_len());
+            prop_assert_eq!(RecordRef::decode(&bytes), Some(r));
+            prop_assert_eq!(RecordRef::decode(&bytes[..bytes.len() - 1]), None);
+            bytes.push(0);
+            prop_assert_eq!(RecordRef::decode(&bytes), None);
+        }
+
+        #[test]
+        fn any_bytes_decode_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = RecordRef::decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! One space in memory: its memories' columns, its ids, its vector index.
+//!
+//! Invariant: columns only grow; readers of a search take no lock here. Writers hold [`Space::writer`], and what they
+//! append is complete before it is published. Knows nothing of the log: what is applied here was submitted before.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use flashbulb_kernels::Kernels;
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::error::Error;
+use crate::index::{VectorIndex, VectorNo};
+use crate::op::{NewRecord, Rows};
+use crate::parts::{Head, Loc, Parts};
+use crate::record::RecordRef;
+use crate::sync::AppendVec;
+use crate::types::{Seq, SpaceId, SpaceName};
+
+/// A memory's number in its space, dense, in the order of `seq`. Lives as long as the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct RecordNo(pub(crate) u32);
+
+const NO_SYMBOL: u32 = u32::MAX;
+/// The record of a vector whose memory was gone when the store was opened.
+const ORPHAN: u32 = u32::MAX;
+
+/// One version of a memory.
+///
+/// The atomics are written by the space's writer or by upkeep and read by any reader; no loom model of their own: each
+/// stands alone, and the cell itself is published by [`AppendVec`], which has one.
+#[derive(Debug)]
+pub(crate) struct RecordCell {
+    pub(crate) seq: Seq,
+    pub(crate) ts_ms: i64,
+    role: u32,
+    session: u32,
+    pub(crate) len: u32,
+    pub(crate) has_meta: bool,
+    /// Set once, `Release`; a reader that sees it (`Acquire`) does not return the memory.
+    dead: AtomicBool,
+    /// Where the record lies. Stored `Release` after its part was published, loaded `Acquire`.
+    loc: AtomicU64,
+    /// First of its vectors; stored before `vectors`.
+    first_vector: AtomicU32,
+    /// How many vectors it has; 0 while it waits for them. Stored `Release` last, loaded `Acquire`.
+    vectors: AtomicU32,
+}
+
+impl RecordCell {
+    pub(crate) fn is_live(&self) -> bool {
+        !self.dead.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn loc(&self) -> Loc {
+        Loc::from_bits(self.loc.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_loc(&self, loc: Loc) {
+        self.loc.store(loc.bits(), Ordering::Release);
+    }
+
+    /// The numbers of its vectors; empty while it waits for them.
+    pub(crate) fn vectors(&self) -> std::ops::Range<u32> {
+        let count = self.vectors.load(Ordering::Acquire);
+        let first = self.first_vector.load(Ordering::Relaxed);
+        first..first + count
+    }
+
+    pub(crate) fn is_searchable(&self) -> bool {
+        self.vectors.load(Ordering::Acquire) > 0
+    }
+}
+
+/// One vector: whose it is and where its f32 row lies. The location follows the rules of [`RecordCell`].
+#[derive(Debug)]
+pub(crate) struct VectorCell {
+    record: u32,
+    loc: AtomicU64,
+}
+
+impl VectorCell {
+    pub(crate) fn record(&self) -> Option<RecordNo> {
+        (self.record != ORPHAN).then_some(RecordNo(self.record))
+    }
+
+    pub(crate) fn loc(&self) -> Loc {
+        Loc::from_bits(self.loc.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_loc(&self, loc: Loc) {
+        self.loc.store(loc.bits(), Ordering::Release);
+    }
+}
+
+/// What only writers of a space see.
+#[derive(Debug, Default)]
+pub(crate) struct Writer {
+    symbols: HashMap<Box<str>, u32>,
+    /// The newest memory of each text.
+    texts: HashMap<u128, u32>,
+    pub(crate) dropped: bool,
+}
+
+/// A space.
+#[derive(Debug)]
+pub(crate) struct Space {
+    pub(crate) id: SpaceId,
+    pub(crate) name: SpaceName,
+    pub(crate) records: AppendVec<RecordCell>,
+    pub(crate) vectors: AppendVec<VectorCell>,
+    pub(crate) index: VectorIndex,
+    symbols: AppendVec<Box<str>>,
+    pub(crate) writer: Mutex<Writer>,
+    /// The highest seq given out. Stored by the space's writer, `Release`; read by upkeep and statistics, `Acquire`. No
+    /// loom model: upkeep reads it with all writers locked out.
+    pub(crate) last_seq: AtomicU64,
+    ids: RwLock<HashMap<Box<str>, u32>>,
+    /// Live memories without vectors, by seq.
+    pending: Mutex<BTreeSet<u64>>,
+    embedded: Condvar,
+}
+
+/// A record that is already part of the store, as recovery finds it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Placed<'a> {
+    pub(crate) record: RecordRef<'a>,
+    pub(crate) len: u32,
+    pub(crate) loc: Loc,
+    pub(crate) text_hash: u128,
+}
+
+impl Space {
+    pub(crate) fn new(id: SpaceId, name: SpaceName, dim: usize, kernels: Kernels) -> Space {
+        Space {
+            id,
+            name,
+            records: AppendVec::new(),
+            vectors: AppendVec::new(),
+            index: VectorIndex::new(dim, kernels),
+            symbols: AppendVec::new(),
+            writer: Mutex::new(Writer::default()),
+            last_seq: AtomicU64::new(0),
+            ids: RwLock::new(HashMap::new()),
+            pending: Mutex::new(BTreeSet::new()),
+            embedded: Condvar::new(),
+        }
+    }
+
+    // ---- writing; the caller holds `writer`
+
+    /// Appends a record that lies at `placed.loc`; it waits for vectors.
+    pub(crate) fn insert(&self, writer: &mut Writer, placed: &Placed<'_>) -> RecordNo {
+        let r = &placed.record;
+        let cell = RecordCell {
+            seq: r.seq,
+            ts_ms: r.ts_ms,
+            role: self.symbol(writer, r.role),
+            session: self.symbol(writer, r.session),
+            len: placed.len,
+            has_meta: r.meta.is_some(),
+            dead: AtomicBool::new(false),
+            loc: AtomicU64::new(placed.loc.bits()),
+            first_vector: AtomicU32::new(0),
+            vectors: AtomicU32::new(0),
+        };
+        self.pending.lock().insert(r.seq.0);
+        let no = self.records.push(cell);
+        self.ids.write().insert(r.id.into(), no);
+        writer.texts.insert(placed.text_hash, no);
+        self.raise_seq(r.seq);
+        RecordNo(no)
+    }
+
+    /// Applies one record of a write, its bytes and rows going to `head`. `None` if the bytes are not a record.
+    pub(crate) fn apply_record(
+        &self,
+        writer: &mut Writer,
+        head: &Head,
+        new: &NewRecord,
+    ) -> Option<RecordNo> {
+        let record = RecordRef::decode(&new.bytes)?;
+        let loc = head.push_record(&new.bytes);
+        let len = u32::try_from(new.bytes.len()).ok()?;
+        let placed = Placed { record, len, loc, text_hash: record.text_hash() };
+        let no = self.insert(writer, &placed);
+        if !new.rows.is_empty() {
+            self.apply_rows(head, no, &new.rows);
+        }
+        Some(no)
+    }
+
+    /// Gives a waiting record its vectors; rows are unit vectors.
+    pub(crate) fn apply_rows(&self, head: &Head, no: RecordNo, rows: &Rows) {
+        let dim = self.index.dim();
+        let first = self.vectors.len();
+        for row in rows.chunks_exact(dim) {
+            self.push_vector(Some(no), head.push_row(row), row);
+        }
+        self.attach(no, first, self.vectors.len() - first);
+    }
+
+    /// Appends one vector to column and index. Its memory is searchable after [`Space::attach`].
+    pub(crate) fn push_vector(&self, record: Option<RecordNo>, loc: Loc, row: &[f32]) {
+        let record = record.map_or(ORPHAN, |r| r.0);
+        let at = self.vectors.push(VectorCell { record, loc: AtomicU64::new(loc.bits()) });
+        let no = self.index.push(row);
+        debug_assert_eq!(no, VectorNo(at), "column and index grow together");
+    }
+
+    /// Appends a vector's column entry only: the index was loaded with it.
+    pub(crate) fn push_loaded_vector(&self, record: Option<RecordNo>, loc: Loc) {
+        let record = record.map_or(ORPHAN, |r| r.0);
+        self.vectors.push(VectorCell { record, loc: AtomicU64::new(loc.bits()) });
+    }
+
+    /// Declares the vectors `first..first + count` to be the record's: it is searchable now.
+    pub(crate) fn attach(&self, no: RecordNo, first: u32, count: u32) {
+        let Some(cell) = self.records.get(no.0) else { return };
+        cell.first_vector.store(first, Ordering::Relaxed);
+        cell.vectors.store(count, Ordering::Release);
+        self.pending.lock().remove(&cell.seq.0);
+        self.embedded.notify_all();
+    }
+
+    /// Takes a memory out of every read from now on. `id` is the memory's.
+    pub(crate) fn remove(&self, writer: &mut Writer, no: RecordNo, r: &RecordRef<'_>) {
+        let Some(cell) = self.records.get(no.0) else { return };
+        cell.dead.store(true, Ordering::Release);
+        for v in cell.vectors() {
+            self.index.kill(VectorNo(v));
+        }
+        let mut ids = self.ids.write();
+        if ids.get(r.id) == Some(&no.0) {
+            ids.remove(r.id);
+        }
+        drop(ids);
+        let hash = r.text_hash();
+        if writer.texts.get(&hash) == Some(&no.0) {
+            writer.texts.remove(&hash);
+        }
+        self.pending.lock().remove(&cell.seq.0);
+        self.embedded.notify_all();
+    }
+
+    /// Marks the space dropped and wakes whoever waits for it.
+    pub(crate) fn set_dropped(&self, writer: &mut Writer) {
+        writer.dropped = true;
+        self.pending.lock().clear();
+        self.embedded.notify_all();
+    }
+
+    fn symbol(&self, writer: &mut Writer, text: Option<&str>) -> u32 {
+        let Some(text) = text else { return NO_SYMBOL };
+        if let Some(no) = writer.symbols.get(text) {
+            return *no;
+        }
+        let no = self.symbols.push(text.into());
+        writer.symbols.insert(text.into(), no);
+        no
+    }
+
+    /// The newest memory with this text hash.
+    pub(crate) fn with_text(&self, writer: &Writer, hash: u128) -> Option<RecordNo> {
+        writer.texts.get(&hash).copied().map(RecordNo)
+    }
+
+    /// Never gives out `seq` or a lower one again.
+    pub(crate) fn raise_seq(&self, seq: Seq) {
+        self.last_seq.fetch_max(seq.0, Ordering::AcqRel);
+    }
+
+    // ---- reading
+
+    pub(crate) fn last_seq(&self) -> Seq {
+        Seq(self.last_seq.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn record(&self, no: RecordNo) -> Option<&RecordCell> {
+        self.records.get(no.0)
+    }
+
+    /// The live memory with this id.
+    pub(crate) fn by_id(&self, id: &str) -> Option<RecordNo> {
+        self.ids.read().get(id).copied().map(RecordNo)
+    }
+
+    /// The first record whose seq is at least `seq`; the number of records if there is none.
+    pub(crate) fn lower_bound(&self, seq: Seq) -> u32 {
+        let (mut low, mut high) = (0, self.records.len());
+        while low < high {
+            let mid = low + (high - low) / 2;
+            if self.records.get(mid).is_some_and(|c| c.seq < seq) {
+                low = mid + 1;
+            } else {
+                high = mid;
+            }
+        }
+        low
+    }
+
+    /// The record with this seq, live or not.
+    pub(crate) fn by_seq(&self, seq: Seq) -> Option<RecordNo> {
+        let no = self.lower_bound(seq);
+        self.records.get(no).filter(|c| c.seq == seq).map(|_| RecordNo(no))
+    }
+
+    pub(crate) fn role(&self, cell: &RecordCell) -> Option<&str> {
+        self.symbols.get(cell.role).map(|s| &**s)
+    }
+
+    pub(crate) fn session(&self, cell: &RecordCell) -> Option<&str> {
+        self.symbols.get(cell.session).map(|s| &**s)
+    }
+
+    /// Live memories.
+    pub(crate) fn live(&self) -> u64 {
+        self.ids.read().len() as u64
+    }
+
+    pub(crate) fn pending_len(&self) -> u64 {
+        self.pending.lock().len() as u64
+    }
+
+    /// Up to `limit` waiting memories, oldest first.
+    pub(crate) fn pending(&self, limit: usize) -> Vec<Seq> {
+        self.pending.lock().iter().take(limit).copied().map(Seq).collect()
+    }
+
+    /// Waits until no live memory up to `seq` lacks vectors; `false` at the deadline.
+    pub(crate) fn wait_embedded(&self, seq: Seq, deadline: std::time::Instant) -> bool {
+        let mut pending = self.pending.lock();
+        while pending.first().is_some_and(|first| *first <= seq.0) {
+            if self.embedded.wait_until(&mut pending, deadline).timed_out() {
+                return pending.first().is_none_or(|first| *first > seq.0);
+            }
+        }
+        true
+    }
+
+    /// Reads the record `no`, live or not, and hands it on; `None` if its bytes were given up after its death.
+    pub(crate) fn with_record<T>(
+        &self,
+        parts: &Parts,
+        no: RecordNo,
+        use_it: impl FnOnce(&RecordCell, &RecordRef<'_>) -> T,
+    ) -> Result<Option<T>, Error> {
+        let Some(cell) = self.record(no) else { return Ok(None) };
+        parts.resolve(|| cell.loc(), |part, loc| Ok(use_it(cell, &part.record(loc, cell.len)?)))
+    }
+}

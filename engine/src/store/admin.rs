@@ -1,0 +1,254 @@
+//! What an operator asks: statistics, verification, snapshots.
+//!
+//! Invariant: every figure is read, none is remembered; `verify` trusts nothing that was checked before.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::Store;
+use super::upkeep::graph;
+use crate::disk::Disk;
+use crate::error::Error;
+use crate::manifest::{GraphEntry, Manifest};
+use crate::segment;
+use crate::space::{RecordNo, Space};
+use crate::types::{Durability, SpaceName};
+
+/// Figures of one space.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SpaceStats {
+    /// Its name.
+    pub space: String,
+    /// Live memories.
+    pub memories: u64,
+    /// Live memories with vectors.
+    pub searchable: u64,
+    /// Live memories that wait for vectors.
+    pub pending: u64,
+    /// Live vectors.
+    pub vectors: u64,
+    /// Vectors in the graph, dead ones included; 0 while the space is scanned.
+    pub graph_vectors: u64,
+    /// Versions deleted or replaced since the store was opened or compacted.
+    pub deleted: u64,
+    /// The highest seq given out.
+    pub last_seq: u64,
+}
+
+/// Figures of a store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoreStatus {
+    /// The data directory.
+    pub dir: PathBuf,
+    /// Components of a vector.
+    pub dim: usize,
+    /// The model the vectors come from.
+    pub fingerprint: String,
+    /// When a write is acknowledged.
+    pub durability: Durability,
+    /// Instruction set of the distance kernels.
+    pub simd: String,
+    /// Spaces there are.
+    pub spaces: u64,
+    /// Live memories.
+    pub memories: u64,
+    /// Live memories that wait for vectors.
+    pub pending: u64,
+    /// Last log record given out.
+    pub lsn: u64,
+    /// Last log record known to be on the device.
+    pub durable_lsn: u64,
+    /// Operations up to this one are in segments.
+    pub checkpoint_lsn: u64,
+    /// Sealed segments.
+    pub segments: u64,
+    /// Bytes of sealed segments.
+    pub segment_bytes: u64,
+    /// Bytes in memory that are not sealed yet; the log holds them too.
+    pub head_bytes: u64,
+    /// The failure after which no write is taken, if there was one.
+    pub poisoned: Option<String>,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    /// Sealed files read.
+    pub files: u64,
+    /// Blocks whose checksum was computed.
+    pub blocks: u64,
+    /// Records read.
+    pub records: u64,
+    /// Vectors read.
+    pub vectors: u64,
+    /// Live memories whose record and vectors were fetched the way a search does.
+    pub memories: u64,
+    /// Everything that does not fit; empty if the store is sound.
+    pub problems: Vec<String>,
+}
+
+/// What a snapshot wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SnapshotReport {
+    /// The new folder; a store of its own.
+    pub dir: PathBuf,
+    /// Files in it.
+    pub files: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Live memories at the moment of the snapshot.
+    pub memories: u64,
+}
+
+impl Store {
+    /// Figures of every space, by name.
+    pub fn spaces(&self) -> Vec<SpaceStats> {
+        self.spaces.iter().map(|e| stats(e.value())).collect()
+    }
+
+    /// Figures of one space.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSpace`], [`Error::Closed`].
+    pub fn space_stats(&self, name: &SpaceName) -> Result<SpaceStats, Error> {
+        Ok(stats(&*self.space(name)?))
+    }
+
+    /// Figures of the store. Waits for no upkeep job.
+    pub fn status(&self) -> StoreStatus {
+        let parts = self.parts.now();
+        let spaces = || self.spaces.iter();
+        StoreStatus {
+            dir: self.dir.clone(),
+            dim: self.dim(),
+            fingerprint: self.options.fingerprint.clone(),
+            durability: self.options.durability,
+            simd: self.kernels.level().to_string(),
+            spaces: spaces().count() as u64,
+            memories: spaces().map(|e| e.value().live()).sum(),
+            pending: spaces().map(|e| e.value().pending_len()).sum(),
+            lsn: self.wal.last_lsn().0,
+            durable_lsn: self.wal.durable_lsn().0,
+            checkpoint_lsn: parts.segments().map(|s| s.header().last_lsn.0).max().unwrap_or(0),
+            segments: parts.segments().count() as u64,
+            segment_bytes: parts.segments().map(|s| s.len()).sum(),
+            head_bytes: parts.head.bytes() as u64,
+            poisoned: self.wal.poisoned(),
+        }
+    }
+
+    /// Reads every sealed byte and every live memory and compares them with their checksums and with each other.
+    ///
+    /// # Errors
+    /// [`Error::Closed`]. Damage is not an error here but a line in the report.
+    pub fn verify(&self) -> Result<VerifyReport, Error> {
+        self.check_open()?;
+        let manifest = self.upkeep.lock();
+        let mut report = VerifyReport::default();
+        for segment in self.parts.now().segments() {
+            let entry = manifest.segments.iter().find(|e| e.part == segment.header().part);
+            let checksum = entry.and_then(|e| u128::from_str_radix(&e.checksum, 16).ok());
+            let Some(checksum) = checksum else {
+                let path = segment.path().display();
+                report.problems.push(format!("{path}: the manifest does not name it"));
+                continue;
+            };
+            let found = segment.verify(checksum);
+            report.files += 1;
+            report.blocks += found.blocks;
+            report.records += found.records;
+            report.vectors += found.vectors;
+            report.problems.extend(found.problems);
+        }
+        for entry in &manifest.graphs {
+            report.files += 1;
+            let loaded =
+                graph::load(&*self.disk, &self.dir, entry, self.dim(), self.kernels).map(drop);
+            report.problems.extend(loaded.err());
+        }
+        for space in self.spaces.iter() {
+            self.verify_space(space.value(), &mut report);
+        }
+        Ok(report)
+    }
+
+    fn verify_space(&self, space: &Space, report: &mut VerifyReport) {
+        let mut row = vec![0.0; self.dim()];
+        for no in (0..space.records.len()).map(RecordNo) {
+            let Some(cell) = space.record(no).filter(|c| c.is_live()) else { continue };
+            let same = |r: &crate::record::RecordRef<'_>| {
+                (r.seq, r.ts_ms, r.role, r.session)
+                    == (cell.seq, cell.ts_ms, space.role(cell), space.session(cell))
+                    && space.by_id(r.id) == Some(no)
+            };
+            let problem = match space.with_record(&self.parts, no, |_, r| same(r)) {
+                Ok(Some(true)) => None,
+                Ok(_) if !cell.is_live() => continue,
+                Ok(_) => Some("the record is not the one the index names".to_owned()),
+                Err(e) => Some(e.to_string()),
+            };
+            let unreadable = cell
+                .vectors()
+                .find_map(|v| self.copy_row(space, v, &mut row).err().map(|e| e.to_string()));
+            report.memories += 1;
+            for what in problem.into_iter().chain(unreadable) {
+                report.problems.push(format!("space {}, seq {}: {what}", space.name, cell.seq));
+            }
+        }
+    }
+
+    /// Writes a consistent copy of the store to `dest`, which must not exist, while reads and writes go on. The copy opens
+    /// like any store.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if `dest` exists; [`Error::DiskFull`], [`Error::Io`], [`Error::Corrupt`], [`Error::Poisoned`],
+    /// [`Error::Closed`]. A copy that failed has no manifest and does not open.
+    pub fn snapshot(&self, dest: &Path) -> Result<SnapshotReport, Error> {
+        self.check_open()?;
+        if dest.exists() {
+            let why = format!("{} exists already; name a new folder", dest.display());
+            return Err(Error::invalid("the snapshot's folder", why));
+        }
+        let mut manifest = self.upkeep.lock();
+        self.save_all_in(&mut manifest)?;
+        let memories = self.spaces.iter().map(|e| e.value().live()).sum();
+        self.disk.create_dir(dest).map_err(Error::io("create the folder", dest))?;
+        let mut report = SnapshotReport { dir: dest.into(), files: 1, bytes: 0, memories };
+        let names = manifest
+            .segments
+            .iter()
+            .map(|s| segment::file_name(s.part))
+            .chain(manifest.graphs.iter().map(|g: &GraphEntry| graph::file_name(g.number)));
+        for name in names {
+            report.bytes += copy(&*self.disk, &self.dir.join(&name), &dest.join(&name))?;
+            report.files += 1;
+        }
+        self.disk.sync_dir(dest).map_err(Error::io("sync", dest))?;
+        let copied = Manifest { generation: 1, first_wal: None, epoch: 0, ..manifest.clone() };
+        copied.write(&*self.disk, dest)?;
+        Ok(report)
+    }
+}
+
+fn copy(disk: &dyn Disk, from: &Path, to: &Path) -> Result<u64, Error> {
+    let map = disk.map(from).map_err(Error::io("map", from))?;
+    let file = disk.create(to).map_err(Error::io("create", to))?;
+    file.write_all_at(map.bytes(), 0).map_err(Error::io("write", to))?;
+    file.sync().map_err(Error::io("sync", to))?;
+    Ok(map.bytes().len() as u64)
+}
+
+fn stats(space: &Space) -> SpaceStats {
+    let (memories, pending) = (space.live(), space.pending_len());
+    SpaceStats {
+        space: space.name.to_string(),
+        memories,
+        searchable: memories.saturating_sub(pending),
+        pending,
+        vectors: space.index.live().into(),
+        graph_vectors: space.index.graph_len().into(),
+        deleted: u64::from(space.records.len()).saturating_sub(memories),
+        last_seq: space.last_seq().0,
+    }
+}

@@ -1,0 +1,174 @@
+//! The store: a data directory with many spaces, opened by one process at a time.
+//!
+//! Invariant: a write is in the log before it is in memory, and durable before it is acknowledged; a read may see it
+//! a sync earlier than its acknowledgement. Searches take no lock that a writer holds.
+//! Knows nothing of models, sockets or async runtimes; its one thread of its own is the log's.
+
+mod admin;
+mod query;
+mod read;
+mod recover;
+#[cfg(test)]
+mod tests;
+mod upkeep;
+mod write;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+
+use crossbeam::queue::ArrayQueue;
+use crossbeam_skiplist::SkipMap;
+use flashbulb_kernels::Kernels;
+use parking_lot::{Mutex, RwLock};
+
+pub use admin::{SnapshotReport, SpaceStats, StoreStatus, VerifyReport};
+pub use recover::RecoveryReport;
+pub use upkeep::CompactReport;
+
+use crate::disk::{Disk, RealDisk};
+use crate::error::Error;
+use crate::index::Scratch;
+use crate::manifest::Manifest;
+use crate::parts::Parts;
+use crate::segment::Tombstone;
+use crate::space::Space;
+use crate::types::{DIM_RANGE, SpaceId, SpaceName, StoreOptions};
+use crate::wal::Wal;
+
+/// Scratch memory kept for later searches; more searches at once make their own.
+const SCRATCH_KEPT: usize = 16;
+
+/// An open store. Shared by reference among any number of threads.
+#[derive(Debug)]
+pub struct Store {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    options: StoreOptions,
+    kernels: Kernels,
+    wal: Wal,
+    /// Held for reading from a write's submission until it is applied; for writing to draw a line between the
+    /// operations of the old head and those of a new one.
+    gate: RwLock<()>,
+    spaces: SkipMap<SpaceName, Arc<Space>>,
+    /// Held while a space is made or dropped.
+    making: Mutex<()>,
+    /// Numbers given to spaces. Written by who holds `making`, read by upkeep with all writers locked out: `AcqRel`
+    /// throughout, no loom model needed.
+    spaces_made: AtomicU32,
+    parts: Parts,
+    /// Deletes since the last seal.
+    tombstones: Mutex<Vec<Tombstone>>,
+    /// Spaces with memories that wait for vectors.
+    waiting: Mutex<BTreeMap<SpaceId, Weak<Space>>>,
+    /// Spaces whose index may have something to build.
+    unbuilt: Mutex<BTreeMap<SpaceId, Weak<Space>>>,
+    /// One upkeep job at a time; the manifest as it is on disk.
+    upkeep: Mutex<Manifest>,
+    scratches: ArrayQueue<Box<Scratch>>,
+    recovery: RecoveryReport,
+    /// Set by close, `Release`; checked by every write and read, `Acquire`. No loom model: a late reader is harmless,
+    /// a late writer is refused by the log itself.
+    closed: AtomicBool,
+    /// Held for the life of the store; the operating system releases it with the process.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the store in `dir`, making it if there is none, and recovers what an earlier process left.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another process has it; [`Error::FingerprintMismatch`] or [`Error::DimMismatch`] if it keeps
+    /// vectors of another model; [`Error::Corrupt`] where acknowledged data are damaged or missing; [`Error::Invalid`]
+    /// for options out of range; [`Error::Io`], [`Error::DiskFull`], [`Error::VersionTooNew`].
+    pub fn open(dir: &Path, options: StoreOptions) -> Result<Store, Error> {
+        Store::open_on(Arc::new(RealDisk), dir, options)
+    }
+
+    pub(crate) fn open_on(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: StoreOptions,
+    ) -> Result<Store, Error> {
+        if !DIM_RANGE.contains(&options.dim) {
+            let why = format!("is {}, it must lie within {DIM_RANGE:?}", options.dim);
+            return Err(Error::invalid("dim", why));
+        }
+        disk.create_dir(dir).map_err(Error::io("create the folder", dir))?;
+        let lock = lock(dir)?;
+        recover::recover(disk, dir, options, lock)
+    }
+
+    /// What recovery found at open.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    /// Components of a vector.
+    pub fn dim(&self) -> usize {
+        self.options.dim
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    fn find(&self, name: &SpaceName) -> Option<Arc<Space>> {
+        self.spaces.get(name).map(|e| Arc::clone(e.value()))
+    }
+
+    fn space(&self, name: &SpaceName) -> Result<Arc<Space>, Error> {
+        self.check_open()?;
+        self.find(name).ok_or_else(|| Error::NoSuchSpace { space: name.to_string() })
+    }
+
+    /// Puts a space on the lists of those that need embedding or building.
+    fn note_work(&self, space: &Arc<Space>) {
+        if space.pending_len() > 0 {
+            self.waiting.lock().entry(space.id).or_insert_with(|| Arc::downgrade(space));
+        }
+        if space.index.len() >= crate::index::GRAPH_FROM {
+            self.unbuilt.lock().entry(space.id).or_insert_with(|| Arc::downgrade(space));
+        }
+    }
+
+    /// Seals what is in memory, saves the graphs, ends the log with a mark. Later calls answer [`Error::Closed`];
+    /// a second close does nothing.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`] if the log had failed; [`Error::Io`], [`Error::DiskFull`]. What was acknowledged is safe in
+    /// the log either way.
+    pub fn close(&self) -> Result<(), Error> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let saved = self.save_all();
+        let ended = self.wal.close();
+        saved.and(ended)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Err(e) = self.close() {
+            tracing::error!(error = %e, dir = %self.dir.display(), "the store was not closed cleanly");
+        }
+    }
+}
+
+fn lock(dir: &Path) -> Result<File, Error> {
+    let path = dir.join("LOCK");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(Error::io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Locked { dir: dir.into() }),
+        Err(std::fs::TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
+    }
+}

@@ -1,0 +1,520 @@
+//! Opening a store: manifest, segments, graphs, then the log behind them.
+//!
+//! Invariant: what is recovered is a prefix of what was submitted, in whole batches; a crash at any step leaves what the
+//! next open needs, for nothing old is removed before the new manifest is durable. Damage fails the open.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::time::Instant;
+
+use crossbeam::queue::ArrayQueue;
+use crossbeam_skiplist::SkipMap;
+use flashbulb_kernels::Kernels;
+use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
+
+use super::{SCRATCH_KEPT, Store, write};
+use crate::disk::Disk;
+use crate::error::Error;
+use crate::manifest::{self, Manifest};
+use crate::op::Op;
+use crate::parts::{Head, Loc, PartNo, Parts};
+use crate::segment::{self, RecordEntry, Segment, Tombstone, VectorEntry};
+use crate::space::{Placed, Space};
+use crate::store::upkeep::graph;
+use crate::types::{Lsn, Seq, SpaceId, SpaceName, StoreOptions};
+use crate::wal::{self, Batch, Wal, WalStart};
+
+/// What an open found and did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct RecoveryReport {
+    /// Sealed segments opened.
+    pub segments: u64,
+    /// Graph checkpoints loaded.
+    pub graphs_loaded: u64,
+    /// Graph checkpoints that were refused; these graphs are built anew in the background.
+    pub graphs_refused: Vec<String>,
+    /// Batches replayed from the log.
+    pub wal_batches: u64,
+    /// Records read from the log.
+    pub wal_records: u64,
+    /// Bytes of an unacknowledged last write that were cut off.
+    pub torn_bytes: u64,
+    /// Live memories.
+    pub memories: u64,
+    /// Memories whose text is still to be embedded.
+    pub pending: u64,
+    /// Files in the folder that are not the store's; they are left alone.
+    pub unknown_files: Vec<String>,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// The files of a data directory by kind.
+#[derive(Default)]
+struct Listing {
+    manifests: Vec<u64>,
+    wals: Vec<u64>,
+    /// Segments and graphs, by name.
+    sealed: Vec<String>,
+    temporary: Vec<String>,
+    unknown: Vec<String>,
+}
+
+impl Listing {
+    fn of(disk: &dyn Disk, dir: &Path) -> Result<Listing, Error> {
+        let mut out = Listing::default();
+        for name in disk.list(dir).map_err(Error::io("list", dir))? {
+            if let Some(generation) = manifest::file_generation(&name) {
+                out.manifests.push(generation);
+            } else if let Some(number) = wal::file_number(&name) {
+                out.wals.push(number);
+            } else if segment::file_number(&name).is_some() || graph::file_number(&name).is_some() {
+                out.sealed.push(name);
+            } else if name.ends_with(".tmp") {
+                out.temporary.push(name);
+            } else if name != "LOCK" {
+                out.unknown.push(name);
+            }
+        }
+        out.manifests.sort_unstable();
+        out.wals.sort_unstable();
+        Ok(out)
+    }
+}
+
+/// A store while it is being put together.
+struct Loading {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    dim: usize,
+    kernels: Kernels,
+    spaces: BTreeMap<SpaceId, Arc<Space>>,
+    tombstones: Vec<Tombstone>,
+    report: RecoveryReport,
+}
+
+pub(super) fn recover(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    options: StoreOptions,
+    lock: File,
+) -> Result<Store, Error> {
+    let started = Instant::now();
+    let files = Listing::of(&*disk, dir)?;
+    let old = match Manifest::read_newest(&*disk, dir, &files.manifests)? {
+        Some(found) => found,
+        None => fresh(&*disk, dir, &files, &options)?,
+    };
+    check_model(&old, &options)?;
+    let mut loading = Loading {
+        disk: Arc::clone(&disk),
+        dir: dir.into(),
+        dim: options.dim,
+        kernels: Kernels::detect(),
+        spaces: BTreeMap::new(),
+        tombstones: Vec::new(),
+        report: RecoveryReport { unknown_files: files.unknown.clone(), ..Default::default() },
+    };
+    let segments = loading.load_sealed(&old)?;
+    let (batches, last_lsn) = loading.scan_log(&old, &files.wals)?;
+    let head = Arc::new(Head::new(old.next_part));
+    let parts = Parts::new(segments, Arc::clone(&head));
+    loading.replay(&parts, &head, &batches)?;
+    let (wal, manifest) = restart_log(&disk, dir, &options, &old, &files.wals, &batches, last_lsn)?;
+    clean_up(&*disk, dir, &files, &manifest);
+    let mut report = std::mem::take(&mut loading.report);
+    report.memories = loading.spaces.values().map(|s| s.live()).sum();
+    report.pending = loading.spaces.values().map(|s| s.pending_len()).sum();
+    report.took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let highest = loading.spaces.keys().next_back().map_or(0, |id| id.0 + 1);
+    let store = Store {
+        disk,
+        dir: dir.into(),
+        kernels: loading.kernels,
+        wal,
+        gate: RwLock::new(()),
+        spaces: SkipMap::new(),
+        making: Mutex::new(()),
+        spaces_made: AtomicU32::new(highest.max(old.next_space)),
+        parts,
+        tombstones: Mutex::new(std::mem::take(&mut loading.tombstones)),
+        waiting: Mutex::new(BTreeMap::new()),
+        unbuilt: Mutex::new(BTreeMap::new()),
+        upkeep: Mutex::new(manifest),
+        scratches: ArrayQueue::new(SCRATCH_KEPT),
+        recovery: report,
+        closed: AtomicBool::new(false),
+        _lock: lock,
+        options,
+    };
+    for space in loading.spaces.into_values() {
+        store.note_work(&space);
+        store.spaces.insert(space.name.clone(), space);
+    }
+    Ok(store)
+}
+
+/// The manifest of a new store. Without a manifest nothing was ever acknowledged; data without one are damage.
+fn fresh(
+    disk: &dyn Disk,
+    dir: &Path,
+    files: &Listing,
+    options: &StoreOptions,
+) -> Result<Manifest, Error> {
+    let in_log = match files.wals.first() {
+        Some(_) => wal::scan(disk, dir, &files.wals, Lsn(0)).map_or(1, |s| s.records),
+        None => 0,
+    };
+    if in_log > 0 || !files.sealed.is_empty() {
+        return Err(Error::corrupt(dir, 0, "there are data files but no manifest"));
+    }
+    let dim = u32::try_from(options.dim).map_err(|_| Error::invalid("dim", "is too large"))?;
+    Ok(Manifest {
+        generation: 0,
+        store: uuid::Uuid::from_bytes(disk.random()).simple().to_string(),
+        dim,
+        fingerprint: options.fingerprint.clone(),
+        checkpoint_lsn: 0,
+        first_wal: None,
+        epoch: 0,
+        next_space: 0,
+        next_part: 1,
+        spaces: Vec::new(),
+        segments: Vec::new(),
+        graphs: Vec::new(),
+    })
+}
+
+fn check_model(manifest: &Manifest, options: &StoreOptions) -> Result<(), Error> {
+    if manifest.fingerprint != options.fingerprint {
+        return Err(Error::FingerprintMismatch {
+            stored: manifest.fingerprint.clone(),
+            offered: options.fingerprint.clone(),
+        });
+    }
+    let expected = manifest.dim as usize;
+    if expected != options.dim {
+        return Err(Error::DimMismatch { expected, got: options.dim });
+    }
+    Ok(())
+}
+
+impl Loading {
+    /// Opens what the manifest names and rebuilds the spaces from it.
+    fn load_sealed(&mut self, manifest: &Manifest) -> Result<Vec<Arc<Segment>>, Error> {
+        for s in &manifest.spaces {
+            let name = SpaceName::parse(&s.name)?;
+            let space = Space::new(SpaceId(s.id), name, self.dim, self.kernels);
+            space.raise_seq(Seq(s.last_seq));
+            self.spaces.insert(SpaceId(s.id), Arc::new(space));
+        }
+        let mut segments = Vec::new();
+        let mut dead = HashSet::new();
+        for entry in &manifest.segments {
+            let path = self.dir.join(segment::file_name(entry.part));
+            let segment = Segment::open(&*self.disk, &path, entry.len)?;
+            if segment.header().part != entry.part || segment.header().dim as usize != self.dim {
+                return Err(Error::corrupt(path, 0, "it is not the segment the manifest names"));
+            }
+            dead.extend(segment.tombstones()?);
+            segments.push(Arc::new(segment));
+        }
+        self.report.segments = segments.len() as u64;
+        let mut vectors = HashMap::new();
+        let mut records: BTreeMap<SpaceId, Vec<(RecordEntry, PartNo)>> = BTreeMap::new();
+        for segment in &segments {
+            let part = segment.header().part;
+            let live = |space, seq| !dead.contains(&Tombstone { space, seq });
+            for e in segment.records()?.into_iter().filter(|e| live(e.space, e.seq)) {
+                records.entry(e.space).or_default().push((e, part));
+            }
+            for e in segment.vectors()?.into_iter().filter(|e| live(e.space, e.seq)) {
+                vectors.insert((e.space, e.seq), (e, part));
+            }
+        }
+        let by_part: HashMap<PartNo, &Segment> =
+            segments.iter().map(|s| (s.header().part, &**s)).collect();
+        for (id, mut entries) in records {
+            // Memories of a dropped space wait in their segment for the next compaction.
+            if self.spaces.contains_key(&id) {
+                entries.sort_by_key(|(e, _)| e.seq);
+                self.load_space(manifest, id, &entries, &vectors, &by_part)?;
+            }
+        }
+        Ok(segments)
+    }
+
+    fn load_space(
+        &mut self,
+        manifest: &Manifest,
+        id: SpaceId,
+        entries: &[(RecordEntry, PartNo)],
+        vectors: &HashMap<(SpaceId, Seq), (VectorEntry, PartNo)>,
+        by_part: &HashMap<PartNo, &Segment>,
+    ) -> Result<(), Error> {
+        let Some(old) = self.spaces.get(&id) else { return Ok(()) };
+        let last_seq = old.last_seq();
+        let name = old.name.clone();
+        let mut space = Space::new(id, name, self.dim, self.kernels);
+        let graph = manifest.graphs.iter().find(|g| g.space == id.0);
+        let mapping = graph.and_then(|entry| {
+            match graph::load(&*self.disk, &self.dir, entry, self.dim, self.kernels) {
+                Ok((index, seqs)) => {
+                    space.index = index;
+                    self.report.graphs_loaded += 1;
+                    Some(seqs)
+                }
+                Err(why) => {
+                    tracing::warn!(space = %space.name, %why, "building the graph anew");
+                    self.report.graphs_refused.push(format!("{}: {why}", space.name));
+                    None
+                }
+            }
+        });
+        let mut writer = space.writer.lock();
+        for (entry, part) in entries {
+            let Some(segment) = by_part.get(part) else { continue };
+            let record = segment.record(entry.offset, entry.len)?;
+            let loc = Loc::new(*part, entry.offset);
+            let placed = Placed { record, len: entry.len, loc, text_hash: entry.text_hash };
+            space.insert(&mut writer, &placed);
+        }
+        space.raise_seq(last_seq);
+        drop(writer);
+        let attached = Attached { space: &space, vectors, by_part, dim: self.dim };
+        attached.graph_vectors(&mapping.unwrap_or_default())?;
+        attached.other_vectors()?;
+        self.spaces.insert(id, Arc::new(space));
+        Ok(())
+    }
+
+    /// Reads the log behind the manifest's checkpoint.
+    fn scan_log(&mut self, old: &Manifest, wals: &[u64]) -> Result<(Vec<Batch>, Lsn), Error> {
+        let checkpoint = Lsn(old.checkpoint_lsn);
+        let Some(first) = old.first_wal else { return Ok((Vec::new(), checkpoint)) };
+        let ours = wal::files_of(&*self.disk, &self.dir, wals, first, old.epoch)?;
+        if ours.first() != Some(&first) {
+            let path = self.dir.join(wal::file_name(first));
+            return Err(Error::corrupt(path, 0, "the log file that the manifest names is missing"));
+        }
+        // What an earlier process wrote but never synced may still be only in the cache: make it durable before
+        // building on it.
+        for number in &ours {
+            let path = self.dir.join(wal::file_name(*number));
+            let file = self.disk.open(&path).map_err(Error::io("open", &path))?;
+            file.sync().map_err(Error::io("sync", &path))?;
+        }
+        self.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))?;
+        let scan = wal::scan(&*self.disk, &self.dir, &ours, checkpoint)?;
+        self.report.wal_batches = scan.batches.len() as u64;
+        self.report.wal_records = scan.records;
+        self.report.torn_bytes = scan.torn_bytes;
+        Ok((scan.batches, scan.last_lsn))
+    }
+
+    fn replay(&mut self, parts: &Parts, head: &Head, batches: &[Batch]) -> Result<(), Error> {
+        for batch in batches {
+            for (kind, payload) in &batch.records {
+                let applied = match Op::decode(*kind, payload, self.dim) {
+                    Some(op) => self.apply(parts, head, op)?,
+                    None => false,
+                };
+                if !applied {
+                    let what = format!(
+                        "the batch ending with log record {} has a sound checksum but is not an operation of this store (kind {kind})",
+                        batch.last_lsn.0
+                    );
+                    return Err(Error::corrupt(&self.dir, 0, what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies one operation again; `false` if it cannot be one of this store. Operations on spaces that are gone, and
+    /// those that a segment holds already, change nothing.
+    fn apply(&mut self, parts: &Parts, head: &Head, op: Op) -> Result<bool, Error> {
+        match op {
+            Op::Create { space, name } => {
+                let Ok(name) = SpaceName::parse(&name) else { return Ok(false) };
+                let new = || Arc::new(Space::new(space, name, self.dim, self.kernels));
+                self.spaces.entry(space).or_insert_with(new);
+            }
+            Op::Write { space, last_seq, removed, added } => {
+                let Some(found) = self.spaces.get(&space) else { return Ok(true) };
+                let tombstone = |seq: &Seq| Tombstone { space, seq: *seq };
+                self.tombstones.extend(removed.iter().map(tombstone));
+                return write::replay_write(found, parts, head, last_seq, &removed, &added);
+            }
+            Op::Vectors { space, entries } => {
+                let Some(found) = self.spaces.get(&space) else { return Ok(true) };
+                let _one_writer = found.writer.lock();
+                for (seq, rows) in &entries {
+                    let waits = |c: &crate::space::RecordCell| c.is_live() && !c.is_searchable();
+                    if let Some(no) = found.by_seq(*seq)
+                        && found.record(no).is_some_and(waits)
+                    {
+                        found.apply_rows(head, no, rows);
+                    }
+                }
+            }
+            Op::Drop { space } => {
+                self.spaces.remove(&space);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Gives a space's memories the vectors that its segments hold.
+struct Attached<'a> {
+    space: &'a Space,
+    vectors: &'a HashMap<(SpaceId, Seq), (VectorEntry, PartNo)>,
+    by_part: &'a HashMap<PartNo, &'a Segment>,
+    dim: usize,
+}
+
+impl Attached<'_> {
+    fn entry(&self, seq: Seq) -> Option<&(VectorEntry, PartNo)> {
+        self.vectors.get(&(self.space.id, seq))
+    }
+
+    fn loc(&self, (entry, part): &(VectorEntry, PartNo), at: u32) -> Loc {
+        Loc::new(*part, entry.offset + u64::from(at) * self.dim as u64 * 4)
+    }
+
+    /// Fills the columns for the vectors that the graph was loaded with; `seqs` names the memory of each.
+    fn graph_vectors(&self, seqs: &[Seq]) -> Result<(), Error> {
+        let mut last = None;
+        for run in seqs.chunk_by(|a, b| a == b) {
+            let first = self.space.vectors.len();
+            let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
+            let no = self.space.by_seq(run[0]);
+            let entry = self.entry(run[0]).filter(|(e, _)| e.count >= count);
+            match (no, entry) {
+                (Some(no), Some(entry)) => {
+                    for at in 0..count {
+                        self.space.push_loaded_vector(Some(no), self.loc(entry, at));
+                    }
+                    if entry.0.count == count {
+                        self.space.attach(no, first, count);
+                    } else {
+                        last = Some((no, *entry, first, count));
+                    }
+                }
+                // Deleted since, or replaced: its node stays in the graph as a way through, never as a hit.
+                _ => {
+                    for at in first..first + count {
+                        self.space.push_loaded_vector(None, Loc::new(0, 0));
+                        self.space.index.kill(crate::index::VectorNo(at));
+                    }
+                }
+            }
+        }
+        // The graph may end within a memory of several vectors: the rest of them follows at once.
+        if let Some((no, entry, first, count)) = last {
+            self.push_rows(no, &entry, count)?;
+            self.space.attach(no, first, entry.0.count);
+        }
+        Ok(())
+    }
+
+    /// Pushes the vectors that no graph holds.
+    fn other_vectors(&self) -> Result<(), Error> {
+        for no in (0..self.space.records.len()).map(crate::space::RecordNo) {
+            let Some(cell) = self.space.record(no).filter(|c| !c.is_searchable()) else { continue };
+            let Some(entry) = self.entry(cell.seq).copied() else { continue };
+            let first = self.space.vectors.len();
+            self.push_rows(no, &entry, 0)?;
+            self.space.attach(no, first, entry.0.count);
+        }
+        Ok(())
+    }
+
+    fn push_rows(
+        &self,
+        no: crate::space::RecordNo,
+        entry: &(VectorEntry, PartNo),
+        from: u32,
+    ) -> Result<(), Error> {
+        let Some(segment) = self.by_part.get(&entry.1) else { return Ok(()) };
+        let rows = segment.rows(&entry.0)?;
+        for (at, row) in (0u32..).zip(rows.chunks_exact(self.dim)).skip(from as usize) {
+            self.space.push_vector(Some(no), self.loc(entry, at), row);
+        }
+        Ok(())
+    }
+}
+
+/// Writes the surviving tail into a new file of a new epoch, starts the log behind it, and makes both the store's by a
+/// new manifest.
+fn restart_log(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    options: &StoreOptions,
+    old: &Manifest,
+    wals: &[u64],
+    batches: &[Batch],
+    last_lsn: Lsn,
+) -> Result<(Wal, Manifest), Error> {
+    let first_new = wals.last().copied().max(old.first_wal).map_or(1, |n| n + 1);
+    let epoch = old.epoch + 1;
+    wal::rewrite_tail(&**disk, dir, (epoch, first_new), batches)?;
+    let (checkpoint, last_lsn, next_file) = match (batches.first(), batches.last()) {
+        (Some(first), Some(last)) => {
+            let before = first.last_lsn.0 - first.records.len() as u64;
+            (before, last.last_lsn, first_new + 1)
+        }
+        // Only marks are behind the checkpoint, if anything: all they follow is in the segments.
+        _ => (last_lsn.0, last_lsn, first_new),
+    };
+    let file_bytes = options.log_file_bytes;
+    let start = WalStart {
+        dir: dir.into(),
+        epoch,
+        file_bytes,
+        next_file,
+        last_lsn,
+        last_op: batches.last().map_or(Lsn(checkpoint), |b| b.last_lsn),
+    };
+    let wal = Wal::start(Arc::clone(disk), start)?;
+    let manifest = Manifest {
+        generation: old.generation + 1,
+        checkpoint_lsn: checkpoint,
+        first_wal: Some(first_new),
+        epoch,
+        next_part: old.next_part + 1,
+        ..old.clone()
+    };
+    manifest.write(&**disk, dir)?;
+    wal.adopt(first_new, Lsn(checkpoint + 1));
+    Ok((wal, manifest))
+}
+
+/// Removes what the new manifest does not need. A file that cannot be removed is removed at the next open.
+fn clean_up(disk: &dyn Disk, dir: &Path, files: &Listing, now: &Manifest) {
+    let keep_from = now.first_wal.unwrap_or(0);
+    let old_wals = files.wals.iter().filter(|n| **n < keep_from).map(|n| wal::file_name(*n));
+    let old_manifests = files
+        .manifests
+        .iter()
+        .filter(|g| **g + 1 < now.generation)
+        .map(|g| manifest::file_name(*g));
+    let named: HashSet<String> = now
+        .segments
+        .iter()
+        .map(|s| segment::file_name(s.part))
+        .chain(now.graphs.iter().map(|g| graph::file_name(g.number)))
+        .collect();
+    let orphans = files.sealed.iter().filter(|name| !named.contains(*name)).cloned();
+    let temporary = files.temporary.iter().cloned();
+    for name in old_wals.chain(old_manifests).chain(orphans).chain(temporary) {
+        if let Err(e) = disk.remove(&dir.join(&name)) {
+            tracing::warn!(file = %name, error = %e, "a file that is no longer needed stays behind");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Upkeep: building graphs, sealing the head, merging segments, saving graphs. All of it in the background, one job at a
+//! time, without stopping readers or writers.
+//!
+//! Invariant: a file is named by the manifest only when it is whole and durable; a part is withdrawn only when no live
+//! cell points into it. Knows nothing of who calls it: the caller chooses thread and priority.
+
+pub(super) mod graph;
+mod rewrite;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::Store;
+use crate::error::Error;
+use crate::manifest::{self, GraphEntry, Manifest, SegmentEntry, SpaceEntry};
+use crate::parts::{Head, PART_LIMIT, PartNo};
+use crate::segment::{self, Tombstone};
+use crate::space::Space;
+use crate::types::Lsn;
+
+/// Segments of similar size that are merged into one.
+const MERGE_SEGMENTS: usize = 8;
+/// A graph is saved anew when it has grown by this many vectors and by a quarter.
+const GRAPH_GROWTH: u32 = 16_384;
+
+/// What a compaction did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct CompactReport {
+    /// Segments before.
+    pub segments_before: u64,
+    /// Segments after.
+    pub segments_after: u64,
+    /// Bytes of sealed files before.
+    pub bytes_before: u64,
+    /// Bytes of sealed files after.
+    pub bytes_after: u64,
+}
+
+impl Store {
+    /// Does upkeep for about `budget` and says whether there is more to do. Call it in a loop from one thread, best of idle
+    /// priority. A seal or a merge is one step and may take longer than the budget.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`], [`Error::Io`], [`Error::Corrupt`], [`Error::Poisoned`], [`Error::Closed`]; nothing is lost, and
+    /// the next call tries again.
+    pub fn maintain(&self, budget: Duration) -> Result<bool, Error> {
+        self.check_open()?;
+        let until = Instant::now() + budget;
+        let mut manifest = self.upkeep.lock();
+        self.wal.prepare_spare()?;
+        if self.parts.now().head.bytes() >= self.options.seal_bytes {
+            self.seal(&mut manifest)?;
+        }
+        if let Some(parts) = mergeable(&manifest) {
+            self.rewrite(&mut manifest, &parts)?;
+            return Ok(true);
+        }
+        let more = self.build_until(until);
+        let grown = |space: &Space, saved: u32| {
+            let len = space.index.graph_len();
+            len >= saved + GRAPH_GROWTH && u64::from(len) * 4 >= u64::from(saved) * 5
+        };
+        if !more && self.save_graphs(&mut manifest, &grown)? {
+            return Ok(true);
+        }
+        Ok(more)
+    }
+
+    /// Builds graphs until `until`; `true` if there is more to build.
+    fn build_until(&self, until: Instant) -> bool {
+        loop {
+            let next = {
+                let unbuilt = self.unbuilt.lock();
+                unbuilt.iter().next().map(|(id, space)| (*id, space.upgrade()))
+            };
+            let Some((id, space)) = next else { return false };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            // Taken off the list before the step, so that a push during it puts the space back.
+            self.unbuilt.lock().remove(&id);
+            if let Some(space) = space
+                && space.index.build_step(left)
+            {
+                self.unbuilt.lock().entry(id).or_insert_with(|| Arc::downgrade(&space));
+            }
+        }
+    }
+
+    /// Writes the head to a segment, so that the log before it is no longer needed.
+    pub(super) fn seal(&self, manifest: &mut Manifest) -> Result<(), Error> {
+        let heads: Vec<PartNo> = self.parts.now().heads().collect();
+        self.rewrite(manifest, &heads)
+    }
+
+    /// Merges all segments and the head into one segment without what was deleted.
+    ///
+    /// # Errors
+    /// Those of [`Store::maintain`]; the former segments stay in use then.
+    pub fn compact(&self) -> Result<CompactReport, Error> {
+        self.check_open()?;
+        let mut manifest = self.upkeep.lock();
+        let sealed = |m: &Manifest| m.segments.iter().map(|s| s.len).sum::<u64>();
+        let before = (manifest.segments.len() as u64, sealed(&manifest));
+        let mut parts: Vec<PartNo> = manifest.segments.iter().map(|s| s.part).collect();
+        parts.extend(self.parts.now().heads());
+        self.rewrite(&mut manifest, &parts)?;
+        Ok(CompactReport {
+            segments_before: before.0,
+            segments_after: manifest.segments.len() as u64,
+            bytes_before: before.1,
+            bytes_after: sealed(&manifest),
+        })
+    }
+
+    /// Seals and saves everything there is; used by close and snapshot.
+    pub(super) fn save_all(&self) -> Result<(), Error> {
+        let mut manifest = self.upkeep.lock();
+        self.save_all_in(&mut manifest)
+    }
+
+    pub(super) fn save_all_in(&self, manifest: &mut Manifest) -> Result<(), Error> {
+        if self.wal.last_op().0 > manifest.checkpoint_lsn {
+            self.seal(manifest)?;
+        }
+        // A short tail is cheaper to insert again than a whole graph is to write.
+        let grown =
+            |space: &Space, saved: u32| space.index.graph_len() >= saved + (saved / 16).max(512);
+        self.save_graphs(manifest, &grown).map(drop)
+    }
+
+    /// Rewrites what is live in `parts` to one new segment that takes their place. Among them may be the head; a new one is
+    /// started then.
+    fn rewrite(&self, manifest: &mut Manifest, parts: &[PartNo]) -> Result<(), Error> {
+        let with_head = parts.contains(&self.parts.now().head.part());
+        let mut next = manifest.clone();
+        let mut tombstones = Vec::new();
+        if with_head {
+            tombstones = self.draw_line(&mut next)?;
+        }
+        let outcome = self.rewrite_behind(manifest, &mut next, parts, &tombstones);
+        if outcome.is_err() {
+            // Still to be sealed. The numbers that were given out are not given out again.
+            self.tombstones.lock().extend(tombstones);
+            manifest.next_part = next.next_part;
+        }
+        outcome
+    }
+
+    /// Starts a new head and notes in `next` the state that everything before it amounts to.
+    fn draw_line(&self, next: &mut Manifest) -> Result<Vec<Tombstone>, Error> {
+        let head = Arc::new(Head::new(take_part(next)?));
+        let _no_writes = self.gate.write();
+        self.parts.start_head(head);
+        next.checkpoint_lsn = self.wal.last_lsn().0;
+        next.next_space = self.spaces_made.load(Ordering::Acquire);
+        next.spaces = self.space_entries();
+        Ok(std::mem::take(&mut *self.tombstones.lock()))
+    }
+
+    fn rewrite_behind(
+        &self,
+        manifest: &mut Manifest,
+        next: &mut Manifest,
+        parts: &[PartNo],
+        tombstones: &[Tombstone],
+    ) -> Result<(), Error> {
+        // A segment holds nothing that a crash could take back.
+        self.wal.wait_durable(Lsn(next.checkpoint_lsn))?;
+        let part = take_part(next)?;
+        let every_segment = manifest.segments.iter().all(|s| parts.contains(&s.part));
+        let kept = if every_segment { Vec::new() } else { self.tombstones_of(parts, tombstones)? };
+        let rewritten = self.write_live(next, part, parts, &kept)?;
+        next.segments.retain(|s| !parts.contains(&s.part));
+        if let Some(new) = &rewritten {
+            next.segments.push(SegmentEntry {
+                part,
+                len: new.written.len,
+                checksum: format!("{:032x}", new.written.checksum),
+            });
+        }
+        let live: Vec<u32> = next.spaces.iter().map(|s| s.id).collect();
+        next.graphs.retain(|g| live.contains(&g.space));
+        next.first_wal = Some(self.wal.first_needed(Lsn(next.checkpoint_lsn)));
+        self.publish(manifest, next)?;
+        if let Some(new) = rewritten {
+            self.parts.add_segment(Arc::clone(&new.segment));
+            new.move_cells();
+        }
+        self.parts.withdraw(parts);
+        self.remove_unnamed(manifest, parts);
+        Ok(())
+    }
+
+    /// Makes `next` the store's manifest.
+    fn publish(&self, manifest: &mut Manifest, next: &mut Manifest) -> Result<(), Error> {
+        next.generation = manifest.generation + 1;
+        next.write(&*self.disk, &self.dir)?;
+        *manifest = next.clone();
+        let older = manifest::file_name(manifest.generation.saturating_sub(2));
+        let _ = self.disk.remove(&self.dir.join(older));
+        Ok(())
+    }
+
+    /// Removes the files that the new manifest no longer needs; what stays behind is removed at the next open.
+    fn remove_unnamed(&self, manifest: &Manifest, parts: &[PartNo]) {
+        for part in parts {
+            let _ = self.disk.remove(&self.dir.join(segment::file_name(*part)));
+        }
+        if let Some(first) = manifest.first_wal
+            && let Err(e) = self.wal.remove_below(first)
+        {
+            tracing::warn!(error = %e, "an old log file stays behind");
+        }
+    }
+
+    /// Saves every graph that `grown` says is due; `true` if any was saved.
+    fn save_graphs(
+        &self,
+        manifest: &mut Manifest,
+        grown: &dyn Fn(&Space, u32) -> bool,
+    ) -> Result<bool, Error> {
+        let mut saved_any = false;
+        let spaces: Vec<Arc<Space>> = self.spaces.iter().map(|e| Arc::clone(e.value())).collect();
+        for space in spaces {
+            let old = manifest.graphs.iter().find(|g| g.space == space.id.0).cloned();
+            let saved = old.as_ref().map_or(0, |g| g.vectors);
+            if space.index.graph_len() == 0 || !grown(&space, saved) {
+                continue;
+            }
+            let mut next = manifest.clone();
+            // A graph names memories by seq, so each of them must be past taking back.
+            self.wal.wait_durable(self.wal.last_lsn())?;
+            let number = take_part(&mut next)?;
+            let (len, vectors) = graph::save(&*self.disk, &self.dir, number, &space)?;
+            next.graphs.retain(|g| g.space != space.id.0);
+            next.graphs.push(GraphEntry { space: space.id.0, number, len, vectors });
+            self.publish(manifest, &mut next)?;
+            if let Some(old) = old {
+                let _ = self.disk.remove(&self.dir.join(graph::file_name(old.number)));
+            }
+            saved_any = true;
+        }
+        Ok(saved_any)
+    }
+
+    fn space_entries(&self) -> Vec<SpaceEntry> {
+        let entry = |space: &Space| SpaceEntry {
+            id: space.id.0,
+            name: space.name.to_string(),
+            last_seq: space.last_seq().0,
+        };
+        self.spaces.iter().map(|e| entry(e.value())).collect()
+    }
+}
+
+/// The next number for a part or graph.
+fn take_part(manifest: &mut Manifest) -> Result<PartNo, Error> {
+    let part = manifest.next_part;
+    if part + 1 >= PART_LIMIT {
+        let why = "is used up: export the spaces and import them into a new store";
+        return Err(Error::invalid("the store's supply of file numbers", why));
+    }
+    manifest.next_part += 1;
+    Ok(part)
+}
+
+/// The newest segments that are worth merging: at least [`MERGE_SEGMENTS`], none larger than all newer ones together.
+fn mergeable(manifest: &Manifest) -> Option<Vec<PartNo>> {
+    let mut newer = 0;
+    let mut run = Vec::new();
+    for s in manifest.segments.iter().rev() {
+        if !run.is_empty() && s.len > 2 * newer {
+            break;
+        }
+        newer += s.len;
+        run.push(s.part);
+    }
+    (run.len() >= MERGE_SEGMENTS).then_some(run)
+}

@@ -1,0 +1,26 @@
+//! The lock-free building blocks of the engine, and the only place where it publishes memory by hand.
+//!
+//! Invariant: what a reader reaches through these types was wholly written before it became
+//! reachable, it never moves, and it is freed only with its container. Readers never wait.
+//! Must not know: vectors, graphs, memories, files.
+//!
+//! Everything here is built from [`shim`], so that `loom-tests` runs these very types under
+//! [loom](https://docs.rs/loom) (`RUSTFLAGS="--cfg loom"`). The two orderings that matter are
+//! parameters ([`Publication`]), so that each model also runs with a weakened one, which must fail.
+
+mod append_vec;
+mod chunks;
+mod links;
+mod publication;
+mod row_store;
+pub mod shim;
+mod tombstones;
+
+pub use append_vec::{AppendReader, AppendVec};
+pub use chunks::MAX_ITEMS;
+pub use links::{EntryPoint, Links};
+pub use publication::{Publication, ReleaseAcquire};
+#[cfg(loom)]
+pub use publication::{RelaxedLoadMutant, RelaxedStoreMutant};
+pub use row_store::{RowReader, RowStore, Runs};
+pub use tombstones::Tombstones;

@@ -1,0 +1,55 @@
+//! The pair of memory orderings that publishes a value, as a type.
+//!
+//! Invariant: outside of loom there is one implementation, and it is sound. The mutants exist only
+//! where loom can catch them. Must not know: what is published.
+
+use super::shim::Ordering;
+
+/// Orderings of the store that publishes and of the load that finds what was published.
+pub trait Publication: sealed::Sealed + Send + Sync + 'static {
+    /// Used by the writer, after everything that readers will reach was written.
+    const STORE: Ordering;
+    /// Used by readers, before they reach for it.
+    const LOAD: Ordering;
+}
+
+/// The only sound pair: what happened before the store is seen by whoever sees the store.
+#[derive(Debug, Clone, Copy)]
+pub struct ReleaseAcquire;
+
+impl Publication for ReleaseAcquire {
+    const STORE: Ordering = Ordering::Release;
+    const LOAD: Ordering = Ordering::Acquire;
+}
+
+/// Publishes without a release: every model must fail with it.
+#[cfg(loom)]
+#[derive(Debug, Clone, Copy)]
+pub struct RelaxedStoreMutant;
+
+#[cfg(loom)]
+impl Publication for RelaxedStoreMutant {
+    const STORE: Ordering = Ordering::Relaxed;
+    const LOAD: Ordering = Ordering::Acquire;
+}
+
+/// Reads without an acquire: every model must fail with it.
+#[cfg(loom)]
+#[derive(Debug, Clone, Copy)]
+pub struct RelaxedLoadMutant;
+
+#[cfg(loom)]
+impl Publication for RelaxedLoadMutant {
+    const STORE: Ordering = Ordering::Release;
+    const LOAD: Ordering = Ordering::Relaxed;
+}
+
+mod sealed {
+    /// Keeps unsound orderings out of other crates.
+    pub trait Sealed {}
+    impl Sealed for super::ReleaseAcquire {}
+    #[cfg(loom)]
+    impl Sealed for super::RelaxedStoreMutant {}
+    #[cfg(loom)]
+    impl Sealed for super::RelaxedLoadMutant {}
+}

@@ -1,0 +1,13 @@
+//! The write-ahead log of a store: group commit by one thread, files that are preallocated, records that prove themselves.
+//!
+//! Invariant: a record whose LSN is at most `durable_lsn` survives a power cut; LSNs are dense and in the order of
+//! submission; after a failed write or sync nothing is ever acknowledged again.
+//! Knows nothing of what the payloads mean, nor of segments.
+
+mod format;
+mod reader;
+mod writer;
+
+pub(crate) use format::{file_name, file_number};
+pub(crate) use reader::{Batch, files_of, scan};
+pub(crate) use writer::{Wal, WalStart, rewrite_tail};

@@ -1,0 +1,199 @@
+//! Reading the log after a stop: whole batches in order, a torn tail told from damage.
+//!
+//! Invariant: what is returned is a gapless prefix of what was submitted, in whole batches; a hole behind which
+//! something was known to be synced is [`Error::Corrupt`], never skipped. Writes nothing.
+
+use std::path::{Path, PathBuf};
+
+use super::format::{
+    FILE_HEADER_BYTES, FLAG_FIRST, FLAG_LAST, FileHeader, HeaderError, KIND_MARK, VERSION,
+    file_name, parse_record, record_bytes,
+};
+use crate::disk::Disk;
+use crate::error::Error;
+use crate::types::Lsn;
+
+/// The records of one batch: kind and payload.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Batch {
+    pub(crate) last_lsn: Lsn,
+    pub(crate) records: Vec<(u16, Vec<u8>)>,
+}
+
+/// What a scan found.
+#[derive(Debug, Default)]
+pub(crate) struct Scan {
+    /// Whole batches behind the checkpoint.
+    pub(crate) batches: Vec<Batch>,
+    /// The last LSN of the last whole batch, or the checkpoint.
+    pub(crate) last_lsn: Lsn,
+    /// Bytes cut off at the torn end.
+    pub(crate) torn_bytes: u64,
+    /// Records read, marks included.
+    pub(crate) records: u64,
+}
+
+/// The log files of `dir`, ascending, that are from `first` on and of `epoch` or of an earlier one.
+///
+/// # Errors
+/// [`Error::Corrupt`] for a header that is damaged; [`Error::VersionTooNew`]; [`Error::Io`].
+pub(crate) fn files_of(
+    disk: &dyn Disk,
+    dir: &Path,
+    numbers: &[u64],
+    first: u64,
+    epoch: u64,
+) -> Result<Vec<u64>, Error> {
+    let mut out = Vec::new();
+    for &number in numbers.iter().filter(|n| **n >= first) {
+        let path = dir.join(file_name(number));
+        let bytes = disk.read(&path).map_err(Error::io("read", &path))?;
+        if read_header(&path, &bytes, number)?.epoch <= epoch {
+            out.push(number);
+        }
+    }
+    Ok(out)
+}
+
+/// Reads the log files `numbers` (ascending) of `dir`, returning the batches behind `checkpoint`.
+///
+/// # Errors
+/// [`Error::Corrupt`] where acknowledged records are missing or damaged; [`Error::VersionTooNew`]; [`Error::Io`].
+pub(crate) fn scan(
+    disk: &dyn Disk,
+    dir: &Path,
+    numbers: &[u64],
+    checkpoint: Lsn,
+) -> Result<Scan, Error> {
+    let mut scan = Scan { last_lsn: checkpoint, ..Scan::default() };
+    let mut open_batch: Vec<(u16, Vec<u8>)> = Vec::new();
+    let mut expected: Option<Lsn> = None;
+    for (at, &number) in numbers.iter().enumerate() {
+        let path = dir.join(file_name(number));
+        let bytes = disk.read(&path).map_err(Error::io("read", &path))?;
+        let header = read_header(&path, &bytes, number)?;
+        check_first(&path, header.first_lsn, expected, checkpoint)?;
+        let last_file = at + 1 == numbers.len();
+        let file = OneFile { path: &path, bytes: &bytes, header, last_file };
+        expected = Some(file.read_into(&mut scan, &mut open_batch, checkpoint)?);
+    }
+    Ok(scan)
+}
+
+fn read_header(path: &Path, bytes: &[u8], number: u64) -> Result<FileHeader, Error> {
+    let header = FileHeader::parse(bytes).map_err(|e| match e {
+        HeaderError::TooNew(found) => {
+            Error::VersionTooNew { file: path.into(), found, known: VERSION }
+        }
+        HeaderError::Damaged(what) => Error::corrupt(path, 0, what),
+    })?;
+    if header.number == number {
+        Ok(header)
+    } else {
+        let what = format!("the header says file number {}, the name {number}", header.number);
+        Err(Error::corrupt(path, 0, what))
+    }
+}
+
+fn check_first(
+    path: &PathBuf,
+    first: Lsn,
+    expected: Option<Lsn>,
+    checkpoint: Lsn,
+) -> Result<(), Error> {
+    let gap = match expected {
+        Some(expected) => first != expected,
+        None => first.0 > checkpoint.0 + 1,
+    };
+    if gap {
+        let want = expected.unwrap_or(Lsn(checkpoint.0 + 1)).0;
+        let what =
+            format!("the log goes on at LSN {} where {want} is needed: a file is missing", first.0);
+        return Err(Error::corrupt(path, 0, what));
+    }
+    Ok(())
+}
+
+struct OneFile<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+    header: FileHeader,
+    last_file: bool,
+}
+
+impl OneFile<'_> {
+    /// Reads to the end or the first bad record; returns the LSN that would come next.
+    fn read_into(
+        &self,
+        scan: &mut Scan,
+        open_batch: &mut Vec<(u16, Vec<u8>)>,
+        checkpoint: Lsn,
+    ) -> Result<Lsn, Error> {
+        let mut offset = FILE_HEADER_BYTES;
+        let mut next = self.header.first_lsn;
+        let mut batch_start = offset;
+        while let Some((header, payload)) = parse_record(self.bytes, offset, self.header.salt) {
+            if header.lsn != next {
+                let what = format!("record {} stands where {} belongs", header.lsn.0, next.0);
+                return Err(Error::corrupt(self.path, offset as u64, what));
+            }
+            if header.flags & FLAG_FIRST != 0 {
+                open_batch.clear();
+                batch_start = offset;
+            }
+            if header.kind != KIND_MARK {
+                open_batch.push((header.kind, payload.to_vec()));
+            }
+            scan.records += 1;
+            offset += record_bytes(payload.len());
+            next = Lsn(next.0 + 1);
+            if header.flags & FLAG_LAST != 0 {
+                let records = std::mem::take(open_batch);
+                batch_start = offset;
+                if header.lsn > checkpoint {
+                    scan.last_lsn = header.lsn;
+                    if !records.is_empty() {
+                        scan.batches.push(Batch { last_lsn: header.lsn, records });
+                    }
+                }
+            }
+        }
+        self.check_end(scan, offset, batch_start, next)?;
+        Ok(next)
+    }
+
+    /// Decides whether the log may end at `offset`, where no valid record `missing` stands.
+    fn check_end(
+        &self,
+        scan: &mut Scan,
+        offset: usize,
+        batch_start: usize,
+        missing: Lsn,
+    ) -> Result<(), Error> {
+        let rest = self.bytes.get(offset..).unwrap_or_default();
+        let clean = rest.iter().all(|b| *b == 0);
+        if !self.last_file {
+            // The next file's first LSN is checked against `missing` by the caller; here the rest must be unused.
+            return if clean {
+                Ok(())
+            } else {
+                Err(self.damage(offset, missing, "a later file follows"))
+            };
+        }
+        let known_synced = (offset..self.bytes.len())
+            .step_by(8)
+            .filter_map(|at| parse_record(self.bytes, at, self.header.salt))
+            .any(|(header, _)| header.durable_lsn >= missing);
+        if known_synced {
+            return Err(self.damage(offset, missing, "a later record says it was synced"));
+        }
+        let used = self.bytes.len() - rest.iter().rev().take_while(|b| **b == 0).count();
+        scan.torn_bytes = used.max(offset).saturating_sub(batch_start) as u64;
+        Ok(())
+    }
+
+    fn damage(&self, offset: usize, missing: Lsn, why: &str) -> Error {
+        let what = format!("log record {} is missing or damaged, and {why}", missing.0);
+        Error::corrupt(self.path, offset as u64, what)
+    }
+}

@@ -1,0 +1,280 @@
+//! The loom models, each beside its mutants. Empty without `--cfg loom`.
+//!
+//! Invariant: a model passes with `ReleaseAcquire` and fails with every mutant that weakens an
+//! ordering it rests on. Must not know: how the types are built.
+#![cfg(loom)]
+#![allow(clippy::unwrap_used)]
+
+use flashbulb_engine::sync::shim::{Arc, AtomicU32, Condvar, Mutex, Ordering};
+use flashbulb_engine::sync::{
+    AppendVec, EntryPoint, Links, Publication, RelaxedLoadMutant, RelaxedStoreMutant,
+    ReleaseAcquire, RowStore, Tombstones,
+};
+use loom::cell::UnsafeCell;
+use loom::thread;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Runs a model that must hold under every interleaving.
+fn holds(model: impl Fn() + Sync + Send + 'static) {
+    loom::model(model);
+}
+
+/// Runs a model with a mutant in it, which loom must catch.
+fn is_caught(model: impl Fn() + Sync + Send + 'static) {
+    let run = catch_unwind(AssertUnwindSafe(|| loom::model(model)));
+    assert!(run.is_err(), "loom found nothing wrong with a mutant: the model tests too little");
+}
+
+/// Two pushes beside a reader: whatever the length says is there can be read, and is whole.
+fn append_vec<P: Publication>() {
+    let items = Arc::new(AppendVec::<[u32; 2], P>::with_publication());
+    let writer = {
+        let items = Arc::clone(&items);
+        thread::spawn(move || {
+            items.push([1, 10]);
+            items.push([2, 20]);
+        })
+    };
+    let view = items.reader();
+    for at in 0..view.len() {
+        assert_eq!(view.get(at), Some(&[at + 1, (at + 1) * 10]));
+    }
+    assert!(view.get(view.len()).is_none());
+    writer.join().unwrap();
+    assert_eq!(items.len(), 2);
+}
+
+#[test]
+fn append_vec_publishes_whole_items() {
+    holds(append_vec::<ReleaseAcquire>);
+}
+
+#[test]
+fn append_vec_without_release_is_caught() {
+    is_caught(append_vec::<RelaxedStoreMutant>);
+}
+
+#[test]
+fn append_vec_without_acquire_is_caught() {
+    is_caught(append_vec::<RelaxedLoadMutant>);
+}
+
+/// Writers exclude one another: two at once give two items, each whole.
+#[test]
+fn append_vec_takes_writers_one_at_a_time() {
+    holds(|| {
+        let items = Arc::new(AppendVec::<u32>::new());
+        let other = {
+            let items = Arc::clone(&items);
+            thread::spawn(move || items.push(7))
+        };
+        let mine = items.push(9);
+        let theirs = other.join().unwrap();
+        assert_ne!(mine, theirs);
+        assert_eq!((items.get(mine), items.get(theirs)), (Some(&9), Some(&7)));
+    });
+}
+
+/// Two rows beside a reader that takes them one by one and in runs.
+fn row_store<P: Publication>() {
+    let rows = Arc::new(RowStore::<u32, P>::with_publication(3));
+    let writer = {
+        let rows = Arc::clone(&rows);
+        thread::spawn(move || {
+            rows.push(&[0, 1, 2]);
+            rows.push(&[3, 4, 5]);
+        })
+    };
+    let view = rows.reader();
+    let seen: Vec<u32> = view.runs(0, u32::MAX).flat_map(|(_, run)| run.to_vec()).collect();
+    assert!(seen.iter().copied().eq(0..view.len() * 3));
+    if let Some(row) = rows.row(1) {
+        assert_eq!(row, [3, 4, 5]);
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn row_store_publishes_whole_rows() {
+    holds(row_store::<ReleaseAcquire>);
+}
+
+#[test]
+fn row_store_without_release_is_caught() {
+    is_caught(row_store::<RelaxedStoreMutant>);
+}
+
+#[test]
+fn row_store_without_acquire_is_caught() {
+    is_caught(row_store::<RelaxedLoadMutant>);
+}
+
+/// What a killer wrote before the kill, which loom watches for races.
+struct Note(UnsafeCell<u32>);
+// SAFETY: the models order all access to it, and loom fails them if they do not.
+unsafe impl Sync for Note {}
+// SAFETY: a number can be sent.
+unsafe impl Send for Note {}
+
+/// A reader that sees the tombstone sees what was written before it.
+fn tombstone<P: Publication>() {
+    let dead = Tombstones::<P>::with_publication();
+    dead.grow(2);
+    let shared = Arc::new((dead, Note(UnsafeCell::new(0))));
+    let killer = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            // SAFETY: the reader looks only after it has seen the tombstone; loom checks.
+            shared.1.0.with_mut(|note| unsafe { *note = 5 });
+            assert!(shared.0.kill(1));
+        })
+    };
+    if shared.0.is_dead(1) {
+        // SAFETY: the killer wrote before the tombstone; loom checks.
+        assert_eq!(shared.1.0.with(|note| unsafe { *note }), 5);
+    }
+    assert!(!shared.0.is_dead(0));
+    killer.join().unwrap();
+    assert!(shared.0.is_dead(1), "a kill that has returned is seen");
+}
+
+#[test]
+fn tombstone_carries_what_came_before() {
+    holds(tombstone::<ReleaseAcquire>);
+}
+
+#[test]
+fn tombstone_without_release_is_caught() {
+    is_caught(tombstone::<RelaxedStoreMutant>);
+}
+
+#[test]
+fn tombstone_without_acquire_is_caught() {
+    is_caught(tombstone::<RelaxedLoadMutant>);
+}
+
+/// Two threads kill one item and its neighbour in the same word: no kill is lost, none is counted
+/// twice.
+#[test]
+fn tombstones_count_each_kill_once() {
+    holds(|| {
+        let dead = Tombstones::new();
+        dead.grow(2);
+        let dead = Arc::new(dead);
+        let other = {
+            let dead = Arc::clone(&dead);
+            thread::spawn(move || u32::from(dead.kill(0)) + u32::from(dead.kill(1)))
+        };
+        let mine = u32::from(dead.kill(0));
+        let theirs = other.join().unwrap();
+        assert_eq!(mine + theirs, 2);
+        assert_eq!((dead.count(), dead.word(0)), (2, 0b11));
+    });
+}
+
+/// A builder adds a node and links an older one to it, while a walk reads: the entry point leads to
+/// a node in view.
+fn entry_point<P: Publication>() {
+    let nodes = AppendVec::<Links<2>, ReleaseAcquire>::new();
+    let shared = Arc::new((nodes, EntryPoint::<P>::with_publication()));
+    let builder = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            let node = shared.0.push(Links::new(&[]));
+            shared.1.store(node, 3);
+        })
+    };
+    let entry = shared.1.load();
+    let view = shared.0.reader();
+    if let Some((node, level)) = entry {
+        assert_eq!(level, 3);
+        assert!(view.get(node).is_some(), "the entry point is not in view");
+    }
+    builder.join().unwrap();
+}
+
+#[test]
+fn entry_point_leads_to_a_whole_node() {
+    holds(entry_point::<ReleaseAcquire>);
+}
+
+#[test]
+fn entry_point_without_release_is_caught() {
+    is_caught(entry_point::<RelaxedStoreMutant>);
+}
+
+#[test]
+fn entry_point_without_acquire_is_caught() {
+    is_caught(entry_point::<RelaxedLoadMutant>);
+}
+
+/// A builder adds node 1 and changes node 0's list while a walk reads it: every number in the list
+/// was put there, and those in view lead to whole nodes. The links themselves are relaxed; what
+/// carries them is the publication of the nodes, so that is what the mutants weaken.
+fn neighbours<P: Publication>() {
+    let nodes = Arc::new(AppendVec::<Links<2>, P>::with_publication());
+    nodes.push(Links::new(&[]));
+    let builder = {
+        let nodes = Arc::clone(&nodes);
+        thread::spawn(move || {
+            nodes.push(Links::new(&[0]));
+            let first = nodes.get(0).unwrap();
+            assert!(first.append(1));
+            first.replace(&[1, 0]);
+        })
+    };
+    let view = nodes.reader();
+    let mut ids = [9; 2];
+    // What the builder's first node holds was written before the builder began.
+    let n = view.get(0).map_or(0, |links| links.read(&mut ids));
+    for &id in &ids[..n] {
+        assert!(id <= 1, "{id} was never a neighbour");
+        if let Some(links) = view.get(id) {
+            let mut onward = [9; 2];
+            let n = links.read(&mut onward);
+            assert!(onward[..n].iter().all(|&id| id <= 1));
+        }
+    }
+    if view.len() == 2 {
+        assert_eq!(view.get(1).unwrap().read(&mut ids), 1, "a node comes with its own list");
+    }
+    builder.join().unwrap();
+}
+
+#[test]
+fn neighbours_seen_are_whole() {
+    holds(neighbours::<ReleaseAcquire>);
+}
+
+#[test]
+fn neighbours_without_release_are_caught() {
+    is_caught(neighbours::<RelaxedStoreMutant>);
+}
+
+#[test]
+fn neighbours_without_acquire_are_caught() {
+    is_caught(neighbours::<RelaxedLoadMutant>);
+}
+
+/// The shim's condition variable: a wake-up between the check and the wait is not lost.
+#[test]
+fn condvar_loses_no_wake_up() {
+    holds(|| {
+        let shared = Arc::new((Mutex::new(false), Condvar::new(), AtomicU32::new(0)));
+        let waker = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                shared.2.store(1, Ordering::Relaxed);
+                *shared.0.lock() = true;
+                shared.1.notify_all();
+            })
+        };
+        let mut ready = shared.0.lock();
+        while !*ready {
+            shared.1.wait(&mut ready);
+        }
+        drop(ready);
+        assert_eq!(shared.2.load(Ordering::Relaxed), 1, "the mutex carries what came before");
+        waker.join().unwrap();
+    });
+}
