@@ -19,7 +19,7 @@ pub const ID_MAX_BYTES: usize = 128;
 /// Longest role or session, in bytes.
 pub const LABEL_MAX_BYTES: usize = 512;
 /// Longest text of one memory, in bytes.
-pub const TEXT_MAX_BYTES: usize = 1 << 20;
+pub const TEXT_MAX_BYTES: usize = 256 << 10;
 /// Longest meta object of one memory, in bytes of its JSON text.
 pub const META_MAX_BYTES: usize = 256 << 10;
 /// Most vectors one memory may have.

@@ -1,0 +1,64 @@
+//! `flashbulb-bench`: measures the real program from outside, and says with what load, on which machine, by which command.
+//!
+//! Invariant: nothing is measured that did not run; a run whose generator fell behind is marked void; percentiles with
+//! too few samples behind them are not printed. Must not know the daemon's insides: it speaks to the socket, and opens a
+//! store only after its daemon has ended.
+
+mod bare;
+mod daemon;
+mod data;
+mod load;
+mod machine;
+mod recall;
+mod report;
+mod service;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// What can go wrong in a measurement, in words.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Debug, Parser)]
+#[command(version, about = "Measures Flashbulb from outside")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Import, search, recall, start-up and memory of the daemon, at each size
+    Service(service::Options),
+    /// The embedding model alone: one thread in a loop, and at the rate of a user
+    Bare(bare::Options),
+}
+
+/// Options that every measurement takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Common {
+    /// Texts to remember, one a line, plain or gzip; generated sentences if left out
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Seed of arrivals and of generated texts
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write the raw figures here as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> std::process::ExitCode {
+    let outcome = match Args::parse().command {
+        Command::Service(options) => service::run(&options),
+        Command::Bare(options) => bare::run(&options),
+    };
+    match outcome {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("flashbulb-bench: {e}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

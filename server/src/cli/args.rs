@@ -1,0 +1,505 @@
+//! The command line's grammar.
+//!
+//! Keeps: everything that can be checked without a daemon is checked here, as a usage error. Must not act.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+use super::exit::Exit;
+use super::values::{JsonObject, parse_object, parse_time};
+
+/// A memory service for AI agents: text in, memories out, by meaning.
+#[derive(Debug, Parser)]
+#[command(name = "flashbulb", version, after_help = Exit::HELP, max_term_width = 100)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// The daemon's socket [default: $XDG_RUNTIME_DIR/flashbulb/flashbulb.sock]
+    #[arg(long, global = true, env = "FLASHBULB_SOCKET", value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+    /// The data directory [default: $XDG_DATA_HOME/flashbulb/store]
+    #[arg(long, global = true, env = "FLASHBULB_STORE", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub store: Option<PathBuf>,
+    /// ONNX Runtime's shared library to use instead of the provided one
+    #[arg(long, global = true, env = "FLASHBULB_ORT", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub runtime: Option<PathBuf>,
+    /// Model folder to use instead of the provided one
+    #[arg(long, global = true, env = "FLASHBULB_MODEL", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub model: Option<PathBuf>,
+    /// Python whose pip fetches the runtime and the model [default: python3]
+    #[arg(
+        long,
+        global = true,
+        env = "FLASHBULB_PYTHON",
+        value_name = "FILE",
+        value_hint = ValueHint::ExecutablePath
+    )]
+    pub python: Option<PathBuf>,
+    /// Precision of the model: auto is int8 on the processor
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub precision: PrecisionArg,
+    /// Never fetch the runtime or the model
+    #[arg(long, global = true)]
+    pub offline: bool,
+    /// Fail where no daemon runs, instead of starting one
+    #[arg(long, global = true)]
+    pub no_start: bool,
+    /// Print one JSON document instead of text for people
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Colours; auto also honours NO_COLOR
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    pub color: ColorArg,
+}
+
+/// Precision of the model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// int8 on the processor.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 8-bit integers.
+    Int8,
+}
+
+/// When to print colours.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ColorArg {
+    /// Where a person reads.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon in the foreground
+    Serve(Serve),
+    /// Fetch the runtime and the model, or move them between machines
+    Setup(Setup),
+    /// Import a shipped conversation log into a temporary store and ask it questions
+    Demo(Demo),
+    /// Add a memory
+    Add(Add),
+    /// Find memories by meaning
+    Search(Search),
+    /// Show memories by id
+    Get(Get),
+    /// List the memories of a space in their order
+    List(List),
+    /// Show the memories before and after one
+    Around(Around),
+    /// Change a memory
+    Update(Update),
+    /// Delete memories by id or by filter
+    Delete(Delete),
+    /// Read conversations from a file or folder into a space
+    Import(Import),
+    /// Write a space to a file, one memory a line as JSON
+    Export(Export),
+    /// List spaces, or look at or drop one
+    #[command(subcommand)]
+    Space(Space),
+    /// Show what the daemon is doing
+    Status,
+    /// Check this machine, the installation and the daemon
+    Doctor,
+    /// Check every file of the store against its checksums
+    Verify,
+    /// Rewrite the store without what was deleted
+    Compact,
+    /// Copy the store to a new folder while it runs
+    Snapshot(Snapshot),
+    /// Stop the daemon
+    Shutdown,
+    /// Print a completion script for a shell
+    Completions(Completions),
+}
+
+/// `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// What is logged to stderr, such as info,flashbulb=debug [default: RUST_LOG, else info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// Leave the terminal's session: the daemon was started by another command
+    #[arg(long, hide = true)]
+    pub detached: bool,
+    /// Stop when the process that started it has gone
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
+}
+
+/// `setup`.
+#[derive(Debug, Args)]
+pub struct Setup {
+    /// Take everything from a bundle folder instead of the network
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub from: Option<PathBuf>,
+    /// Write a bundle folder for a machine without a network
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "from")]
+    pub bundle: Option<PathBuf>,
+}
+
+/// `demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// How many searches to time
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub requests: u32,
+}
+
+/// The space, where one is needed.
+#[derive(Debug, Clone, Args)]
+pub struct SpaceArg {
+    /// The space: one agent's or user's memory
+    #[arg(long, short, env = "FLASHBULB_SPACE", value_name = "NAME")]
+    pub space: String,
+}
+
+/// `add`.
+#[derive(Debug, Args)]
+pub struct Add {
+    /// The text; `-`, or nothing where stdin is not a terminal, reads stdin
+    pub text: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub space: SpaceArg,
+    /// The id [default: made by the service]
+    #[arg(long)]
+    pub id: Option<String>,
+    /// Who said it: user, assistant, tool, a name
+    #[arg(long)]
+    pub role: Option<String>,
+    /// The conversation it belongs to
+    #[arg(long)]
+    pub session: Option<String>,
+    /// When it was said: milliseconds since 1970, RFC 3339, or a date [default: now]
+    #[arg(long, value_parser = parse_time, allow_negative_numbers = true)]
+    pub ts: Option<i64>,
+    /// Anything else, as a JSON object
+    #[arg(long, value_name = "JSON", value_parser = parse_object)]
+    pub meta: Option<JsonObject>,
+    /// What to do where the id exists
+    #[arg(long, value_enum, default_value_t)]
+    pub on_conflict: OnConflict,
+    /// When to return: when it is safe on disk, or when it can be found by meaning
+    #[arg(long, value_enum, default_value_t)]
+    pub wait: Wait,
+}
+
+/// What to do where an id exists.
+#[derive(Debug, Clone, Copy, Default, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnConflict {
+    /// Add nothing.
+    #[default]
+    Error,
+    /// Keep the old memory.
+    Skip,
+    /// Put the new memory in its place.
+    Replace,
+}
+
+/// When an add returns.
+#[derive(Debug, Clone, Copy, Default, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wait {
+    /// When it is safe on disk.
+    #[default]
+    Durable,
+    /// When it can be found by meaning.
+    Searchable,
+}
+
+/// How to search.
+#[derive(Debug, Clone, Copy, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// By meaning and by words.
+    Hybrid,
+    /// By meaning.
+    Dense,
+    /// By words.
+    Lexical,
+}
+
+/// `search`.
+#[derive(Debug, Args)]
+pub struct Search {
+    /// What to look for
+    #[arg(required = true, value_name = "QUERY")]
+    pub query: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub space: SpaceArg,
+    /// Most hits
+    #[arg(long, short, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub k: u32,
+    /// How to search [default: the service's]
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
+    /// Condition over role, session and meta.*, such as {"role": {"eq": "user"}}
+    #[arg(long, value_name = "JSON", value_parser = parse_object)]
+    pub filter: Option<JsonObject>,
+    /// Only memories at or after this time
+    #[arg(long, value_name = "TIME", value_parser = parse_time, allow_negative_numbers = true)]
+    pub from: Option<i64>,
+    /// Only memories before this time
+    #[arg(long, value_name = "TIME", value_parser = parse_time, allow_negative_numbers = true)]
+    pub to: Option<i64>,
+    /// Show this many memories before and after each hit
+    #[arg(long, value_name = "N")]
+    pub neighbors: Option<u32>,
+    /// Show how each hit came about
+    #[arg(long)]
+    pub explain: bool,
+}
+
+/// `get`.
+#[derive(Debug, Args)]
+pub struct Get {
+    /// The ids
+    #[arg(required = true)]
+    pub ids: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub space: SpaceArg,
+}
+
+/// `list`.
+#[derive(Debug, Args)]
+pub struct List {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub space: SpaceArg,
+    /// Condition over role, session and meta.*
+    #[arg(long, value_name = "JSON", value_parser = parse_object)]
+    pub filter: Option<JsonObject>,
+    /// Most memories
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+    /// Go on where the last list ended
+    #[arg(long)]
+    pub cursor: Option<String>,
+}
+
+/// `around`.
+#[derive(Debug, Args)]
+pub struct Around {
+    /// The memory in the middle
+    pub id: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub space: SpaceArg,
+    /// How many before it
+    #[arg(long, default_value_t = 5)]
+    pub before: u32,
+    /// How many after it
+    #[arg(long, default_value_t = 5)]
+    pub after: u32,
+}
+
+/// `update`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+pub struct Update {
+    /// The memory
+    pub id: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub space: SpaceArg,
+    /// New text; `-` reads stdin
+    #[arg(long, group = "change")]
+    pub text: Option<String>,
+    /// New role
+    #[arg(long, group = "change")]
+    pub role: Option<String>,
+    /// New conversation
+    #[arg(long, group = "change")]
+    pub session: Option<String>,
+    /// New time
+    #[arg(long, group = "change", value_parser = parse_time, allow_negative_numbers = true)]
+    pub ts: Option<i64>,
+    /// New JSON object in place of the old one
+    #[arg(long, group = "change", value_name = "JSON", value_parser = parse_object)]
+    pub meta: Option<JsonObject>,
+    /// Only where the memory still has this seq
+    #[arg(long, value_name = "SEQ")]
+    pub if_seq: Option<u64>,
+}
+
+/// `delete`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true))]
+pub struct Delete {
+    /// The ids
+    #[arg(group = "which")]
+    pub ids: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub space: SpaceArg,
+    /// Everything that meets this condition
+    #[arg(long, group = "which", value_name = "JSON", value_parser = parse_object)]
+    pub filter: Option<JsonObject>,
+    /// Say how many, and delete nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Delete only where exactly so many are found
+    #[arg(long, value_name = "N")]
+    pub expect_count: Option<u64>,
+}
+
+/// `import`.
+#[derive(Debug, Args)]
+pub struct Import {
+    /// The file, or a folder of Claude Code logs
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub path: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub space: SpaceArg,
+    /// The format; auto finds it from the content
+    #[arg(long, value_enum, default_value_t)]
+    pub format: FormatArg,
+    /// Say what would be added, and add nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Return when everything is safe on disk, before it can be found by meaning
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// A file format.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// Found from the content.
+    #[default]
+    Auto,
+    /// OpenAI-style {"messages": [...]}, one conversation a line or one JSON file.
+    Messages,
+    /// Claude Code session logs.
+    Claude,
+    /// conversations.json of a ChatGPT data export.
+    Chatgpt,
+    /// Plain text, one memory a line.
+    Text,
+    /// What `flashbulb export` writes.
+    Export,
+}
+
+/// `export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The file; `-` is stdout
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub path: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub space: SpaceArg,
+}
+
+/// `space`.
+#[derive(Debug, Subcommand)]
+pub enum Space {
+    /// List every space
+    List,
+    /// Show one space's numbers
+    Stats(SpaceName),
+    /// Delete a space and everything in it
+    Drop(DropSpace),
+}
+
+/// A space by its name.
+#[derive(Debug, Args)]
+pub struct SpaceName {
+    /// The space
+    #[arg(env = "FLASHBULB_SPACE", value_name = "NAME")]
+    pub space: String,
+}
+
+/// `space drop`: the name has no default from the environment, because nothing brings a space back.
+#[derive(Debug, Args)]
+pub struct DropSpace {
+    /// The space
+    #[arg(value_name = "NAME")]
+    pub space: String,
+}
+
+/// `snapshot`.
+#[derive(Debug, Args)]
+pub struct Snapshot {
+    /// The folder to make
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub path: PathBuf,
+}
+
+/// `completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn command_lines_parse_or_do_not() {
+        let check = |line: &str, good: bool| {
+            let words = std::iter::once("flashbulb").chain(line.split(' '));
+            let parsed = Cli::try_parse_from(words);
+            assert_eq!(
+                parsed.is_ok(),
+                good,
+                "{line}: {:?}",
+                parsed.err().map(|error| error.to_string())
+            );
+        };
+        check("search --space a what is this --json", true);
+        check("add --space a hello --ts -5 --socket /s", true);
+        check("import --space a x.jsonl --socket /s", true);
+        check("export --space a out.jsonl", true);
+        check("delete --space a x y", true);
+        check("delete --space a --filter {} --dry-run", true);
+        check("delete --space a", false);
+        check("delete --space a x --filter {}", false);
+        check("update --space a x", false);
+        check("update --space a x --text t --role r", true);
+        check("search --space a", false);
+        check("search --space a --k 0 x", false);
+        check("setup --from a --bundle b", false);
+        check("space drop a", true);
+        check("completions bash", true);
+        check("frobnicate", false);
+        if std::env::var_os("FLASHBULB_SPACE").is_none() {
+            check("search what", false);
+        }
+    }
+}

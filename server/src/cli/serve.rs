@@ -1,0 +1,78 @@
+//! `serve` and `setup`: the two commands that do the service's own work in this process.
+//!
+//! Must not know how either works.
+
+use serde_json::json;
+
+use super::args;
+use super::exit::{CliError, Exit};
+use super::{Context, absolute};
+use crate::daemon::{self, ServeError, ServeOptions, logging};
+use crate::provision;
+
+/// `flashbulb serve`: returns when the daemon was told to stop.
+pub fn serve(context: &Context, args: &args::Serve) -> Result<Exit, CliError> {
+    if args.detached {
+        // Fails only for a process that leads its group already, which then has what it wants.
+        let _ = rustix::process::setsid();
+    }
+    #[cfg(target_os = "linux")]
+    if args.with_parent {
+        let signal = Some(rustix::process::Signal::TERM);
+        rustix::process::set_parent_process_death_signal(signal).map_err(|error| {
+            CliError::new(Exit::Failed, format!("cannot watch the parent: {error}"))
+        })?;
+    }
+    let filter = args.log.as_deref();
+    logging::init(filter, context.out.json)
+        .map_err(|error| CliError::invalid(error.to_string()))?;
+    let mut options = ServeOptions::new(
+        absolute(context.store()?)?,
+        absolute(context.socket())?,
+        context.wanted(),
+    );
+    options.precision = context.precision();
+    daemon::serve(options).map_err(ended)?;
+    Ok(Exit::Ok)
+}
+
+/// The daemon's reason, as the exit code that `--help` lists.
+fn ended(error: ServeError) -> CliError {
+    let exit = match error.exit_code() {
+        daemon::exit::FOLDER => Exit::Invalid,
+        daemon::exit::MODEL => Exit::Provisioning,
+        daemon::exit::IN_USE => Exit::Locked,
+        daemon::exit::STORE => Exit::Corrupt,
+        _ => Exit::Failed,
+    };
+    CliError::new(exit, error.to_string())
+}
+
+/// `flashbulb setup`
+pub fn setup(context: &Context, args: &args::Setup) -> Result<Exit, CliError> {
+    let progress = provision::Drawn::default();
+    let provisioned = provision::setup(
+        &context.wanted(),
+        args.from.as_deref(),
+        args.bundle.as_deref(),
+        &progress,
+    )?;
+    let document = json!({
+        "runtime_library": provisioned.runtime_library,
+        "model_dir": provisioned.model_dir,
+        "bundle": args.bundle,
+    });
+    context.out.print(&document, |out| {
+        writeln!(out, "runtime  {}", provisioned.runtime_library.display())?;
+        writeln!(out, "model    {}", provisioned.model_dir.display())?;
+        match &args.bundle {
+            Some(bundle) => writeln!(
+                out,
+                "bundle   {}; on the other machine: flashbulb setup --from DIR",
+                bundle.display()
+            ),
+            None => writeln!(out, "ready: flashbulb add --space NAME \"a first note\""),
+        }
+    })?;
+    Ok(Exit::Ok)
+}

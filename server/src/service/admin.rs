@@ -1,0 +1,132 @@
+//! Methods about spaces and about the service itself.
+//!
+//! Invariant: `admin.status` reports what is, read at the moment of the call. Nothing here may show one space's content to
+//! another; names and sizes of spaces are for the one user whom the socket lets in.
+
+use crate::rpc::params::{NoParams, SnapshotParams, SpaceParams};
+use crate::rpc::results::{DropResult, Report, ShutdownResult, SpacesResult};
+use crate::rpc::{ErrorCode, RpcError};
+use crate::service::Context;
+use crate::service::errors::of_engine;
+use crate::service::lifecycle::Cause;
+use crate::service::validate;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+fn report(value: &impl Serialize) -> Result<Report, RpcError> {
+    Ok(Report(json_of(value)?))
+}
+
+fn json_of(value: &impl Serialize) -> Result<Value, RpcError> {
+    serde_json::to_value(value).map_err(|error| {
+        RpcError::new(
+            ErrorCode::InternalError,
+            format!("the report could not be written as JSON: {error}"),
+        )
+    })
+}
+
+/// Handles `space.list`.
+///
+/// # Errors
+/// None of its own.
+pub fn space_list(context: &Context, NoParams {}: NoParams) -> Result<SpacesResult, RpcError> {
+    let mut spaces = context.service.store.spaces();
+    spaces.sort_by(|a, b| a.space.cmp(&b.space));
+    let spaces = spaces.iter().map(report).collect::<Result<_, _>>()?;
+    Ok(SpacesResult { spaces })
+}
+
+/// Handles `space.stats`.
+///
+/// # Errors
+/// `NoSuchSpace`.
+pub fn space_stats(context: &Context, params: SpaceParams) -> Result<Report, RpcError> {
+    let space = validate::space(&params.space)?;
+    let stats = context.service.store.space_stats(&space).map_err(of_engine)?;
+    let mut report = report(&stats)?;
+    if let Value::Object(members) = &mut report.0 {
+        let failed = context.service.bulk.failed(&space);
+        members.insert("embedding_failed".into(), failed.into());
+    }
+    Ok(report)
+}
+
+/// Handles `space.drop`.
+///
+/// # Errors
+/// `NoSuchSpace`, and what the log says.
+pub fn space_drop(context: &Context, params: SpaceParams) -> Result<DropResult, RpcError> {
+    let space = validate::space(&params.space)?;
+    let dropped = context.service.store.drop_space(&space).map_err(of_engine)?;
+    context.service.upkeep.wake();
+    Ok(DropResult { dropped })
+}
+
+/// Handles `admin.status`.
+///
+/// # Errors
+/// None of its own.
+pub fn status(context: &Context, NoParams {}: NoParams) -> Result<Report, RpcError> {
+    let service = &context.service;
+    let uptime = service.started.elapsed();
+    Ok(Report(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "uptime_ms": u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
+        "socket": service.place.socket,
+        "store_dir": service.place.store_dir,
+        "embedder": service.embed_ran_whole,
+        "store": json_of(&service.store.status())?,
+        "recovery": json_of(service.store.recovery())?,
+        "lanes": {
+            "interactive": service.interactive.status(),
+            "bulk": service.bulk.status(),
+            "upkeep": { "priority": service.upkeep.priority() },
+        },
+        "connections": service.connections.taken(),
+        "requests_in_flight": service.in_flight.taken(),
+        "counters": service.counters.read(),
+        "limits": service.limits,
+    })))
+}
+
+/// Handles `admin.verify`.
+///
+/// # Errors
+/// When the store cannot be read; damage that was found is in the report.
+pub fn verify(context: &Context, NoParams {}: NoParams) -> Result<Report, RpcError> {
+    report(&context.service.store.verify().map_err(of_engine)?)
+}
+
+/// Handles `admin.compact`.
+///
+/// # Errors
+/// What the store says.
+pub fn compact(context: &Context, NoParams {}: NoParams) -> Result<Report, RpcError> {
+    report(&context.service.store.compact().map_err(of_engine)?)
+}
+
+/// Handles `admin.snapshot`.
+///
+/// # Errors
+/// −32602 for a path that is there already or relative; what the store says.
+pub fn snapshot(context: &Context, params: SnapshotParams) -> Result<Report, RpcError> {
+    let path = validate::path(&params.path)?;
+    if path.symlink_metadata().is_ok() {
+        return Err(RpcError::invalid(
+            "path",
+            format!("{} is there already; name a folder that is not", path.display()),
+        ));
+    }
+    report(&context.service.store.snapshot(&path).map_err(of_engine)?)
+}
+
+/// Handles `admin.shutdown`.
+///
+/// # Errors
+/// None.
+pub fn shutdown(context: &Context, NoParams {}: NoParams) -> Result<ShutdownResult, RpcError> {
+    context.service.lifecycle.stop(Cause::Requested);
+    Ok(ShutdownResult { stopping: true })
+}

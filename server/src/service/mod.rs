@@ -1,0 +1,186 @@
+//! The methods of the protocol: glue between the wire, the store and the embedding lanes.
+//!
+//! Invariant: a request is answered by a result that is complete, by one that says what was less than it should be
+//! (`degraded`), or by an error with a code: never by a silent empty one. An acknowledged write is in the store's log.
+//! Each request names its space, and nothing of another space can enter its answer, because every call to the store
+//! carries that name. The service must not know sockets or frames.
+
+pub mod admin;
+pub mod context;
+pub mod counters;
+pub mod errors;
+pub mod gate;
+pub mod health;
+pub mod lanes;
+pub mod lifecycle;
+pub mod memory;
+pub mod methods;
+pub mod output;
+pub mod search;
+pub mod transfer;
+pub mod upkeep;
+pub mod validate;
+
+pub use context::Context;
+pub use lifecycle::{Cause, Lifecycle};
+
+use crate::embed::{EmbedError, Embedder};
+use crate::rpc::Limits;
+use counters::Counters;
+use flashbulb_engine::Store;
+use gate::Gate;
+use health::Probe;
+use lanes::{Bulk, Interactive, LaneError};
+use serde_json::value::RawValue;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+use upkeep::Upkeep;
+
+/// How the service uses threads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Threads {
+    /// Sessions of the interactive lane.
+    pub interactive_sessions: usize,
+    /// Threads inside each of them.
+    pub interactive_intra: usize,
+    /// Threads of the bulk lane; each has its own session.
+    pub bulk: usize,
+}
+
+impl Default for Threads {
+    fn default() -> Self {
+        Self {
+            interactive_sessions: 2,
+            interactive_intra: 1,
+            bulk: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// Where the service runs, for `admin.status`.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The store's folder.
+    pub store_dir: PathBuf,
+    /// The socket.
+    pub socket: PathBuf,
+}
+
+/// Why the service could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The model's report about itself is not JSON.
+    #[error("what the embedder ran on could not be written as JSON: {0}")]
+    Ran(#[from] serde_json::Error),
+    /// The probe texts of `admin.health` could not be embedded.
+    #[error("the model cannot embed a plain sentence: {0}; run `flashbulb doctor`")]
+    Probe(EmbedError),
+    /// A lane could not be started.
+    #[error(transparent)]
+    Lane(#[from] LaneError),
+}
+
+/// Everything that answers requests; shared by all connections.
+pub struct Service {
+    pub(crate) store: Arc<Store>,
+    /// What the embedder ran on, for every answer.
+    pub(crate) embed_ran: Box<RawValue>,
+    /// The same with its counts of nodes, for `admin.*`.
+    pub(crate) embed_ran_whole: Box<RawValue>,
+    pub(crate) interactive: Interactive,
+    pub(crate) bulk: Bulk,
+    pub(crate) upkeep: Upkeep,
+    pub(crate) probe: Probe,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) in_flight: Arc<Gate>,
+    pub(crate) connections: Arc<Gate>,
+    pub(crate) limits: Limits,
+    pub(crate) place: Place,
+    pub(crate) started: Instant,
+}
+
+impl Service {
+    /// Starts the lanes and the upkeep of an open store.
+    ///
+    /// # Errors
+    /// When a session or a thread cannot be made, or the model cannot embed.
+    pub fn start(
+        store: Store,
+        embedder: Embedder,
+        threads: &Threads,
+        limits: Limits,
+        place: Place,
+    ) -> Result<Arc<Self>, OpenError> {
+        let store = Arc::new(store);
+        let embedder = Arc::new(embedder);
+        let counters = Arc::new(Counters::default());
+        let lifecycle = Arc::new(Lifecycle::default());
+        let probe = Probe::new(&embedder).map_err(OpenError::Probe)?;
+        let interactive = Interactive::open(
+            Arc::clone(&embedder),
+            threads.interactive_sessions,
+            threads.interactive_intra,
+            Arc::clone(&counters),
+        )
+        .map_err(LaneError::Session)?;
+        let upkeep =
+            Upkeep::start(Arc::clone(&store), Arc::clone(&counters), Arc::clone(&lifecycle))
+                .map_err(LaneError::Thread)?;
+        let upkeep_thread = upkeep.waker();
+        let bulk = Bulk::start(
+            Arc::clone(&store),
+            &embedder,
+            threads.bulk,
+            Arc::clone(&counters),
+            Arc::clone(&lifecycle),
+            move || upkeep_thread.unpark(),
+        )?;
+        let mut ran = serde_json::to_value(embedder.ran())?;
+        let embed_ran_whole = serde_json::value::to_raw_value(&ran)?;
+        if let Some(members) = ran.as_object_mut() {
+            members.retain(|name, _| !name.starts_with("nodes_"));
+        }
+        let embed_ran = serde_json::value::to_raw_value(&ran)?;
+        Ok(Arc::new(Self {
+            store,
+            embed_ran,
+            embed_ran_whole,
+            interactive,
+            bulk,
+            upkeep,
+            probe,
+            counters,
+            lifecycle,
+            in_flight: Gate::new(limits.requests_in_flight),
+            connections: Gate::new(limits.connections),
+            limits,
+            place,
+            started: Instant::now(),
+        }))
+    }
+
+    /// When and why the service stops.
+    #[must_use]
+    pub fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.lifecycle
+    }
+
+    /// Bounds of the wire.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Ends the lanes and the upkeep and closes the store; the service must be stopping.
+    ///
+    /// # Errors
+    /// What the store says on closing; whatever was acknowledged is safe nevertheless.
+    pub fn close(&self) -> Result<(), flashbulb_engine::Error> {
+        self.bulk.stop();
+        self.upkeep.join();
+        self.store.close()
+    }
+}

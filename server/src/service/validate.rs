@@ -1,0 +1,306 @@
+//! Parameters as they stand on the wire, checked and turned into what the engine takes.
+//!
+//! Invariant: what passes here is inside every limit; an error names the parameter, what was wrong and what is allowed.
+//! It must not touch the store.
+
+use crate::rpc::params::{NewItem, PatchParams, TimeParams};
+use crate::rpc::time::TsMs;
+use crate::rpc::{Limits, RpcError};
+use flashbulb_engine::{Filter, NewMemory, Patch, SpaceName, TimeRange};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The name of a space.
+pub(crate) fn space(name: &str) -> Result<SpaceName, RpcError> {
+    SpaceName::parse(name).map_err(|error| RpcError::invalid("space", error))
+}
+
+/// A whole number inside a range.
+pub(crate) fn number(field: &str, value: u64, least: u64, most: usize) -> Result<usize, RpcError> {
+    usize::try_from(value)
+        .ok()
+        .filter(|_| value >= least)
+        .filter(|&number| number <= most)
+        .ok_or_else(|| {
+            RpcError::invalid(field, format!("{value} is not allowed; {least} to {most} is"))
+        })
+}
+
+/// An id of a memory.
+pub(crate) fn id(field: &str, id: &str, limits: &Limits) -> Result<(), RpcError> {
+    if id.is_empty() {
+        return Err(RpcError::invalid(field, "an id must not be empty"));
+    }
+    within(field, id, limits.id_bytes)
+}
+
+/// A list of ids.
+pub(crate) fn ids(ids: &[String], limits: &Limits) -> Result<(), RpcError> {
+    if ids.is_empty() {
+        return Err(RpcError::invalid("ids", "give at least one id"));
+    }
+    if ids.len() > limits.ids {
+        return Err(RpcError::over_limit("ids", ids.len(), limits.ids, "ids"));
+    }
+    ids.iter().enumerate().try_for_each(|(index, one)| id(&format!("ids[{index}]"), one, limits))
+}
+
+/// A text that is to be embedded.
+pub(crate) fn text(field: &str, text: &str, most: usize) -> Result<(), RpcError> {
+    within(field, text, most)?;
+    if text.trim().is_empty() {
+        return Err(RpcError::invalid(
+            field,
+            "blank; at least one character that is not white space is needed",
+        ));
+    }
+    Ok(())
+}
+
+fn within(field: &str, value: &str, most: usize) -> Result<(), RpcError> {
+    if value.len() > most {
+        return Err(RpcError::over_limit(field, value.len(), most, "bytes"));
+    }
+    Ok(())
+}
+
+/// The text of a meta object, checked whole: an object, not too large, not too deep, and readable by every JSON reader
+/// (lone surrogates and numbers out of range are not).
+pub(crate) fn meta(field: &str, raw: &str, limits: &Limits) -> Result<String, RpcError> {
+    within(field, raw, limits.meta_bytes)?;
+    if !raw.starts_with('{') {
+        return Err(RpcError::invalid(field, "must be a JSON object or null"));
+    }
+    let depth = depth(raw.as_bytes());
+    if depth > limits.meta_depth {
+        return Err(RpcError::over_limit(field, depth, limits.meta_depth, "levels of nesting"));
+    }
+    serde_json::from_str::<Value>(raw)
+        .map_err(|error| RpcError::invalid(field, format!("not usable JSON: {error}")))?;
+    // Raw line breaks can only stand between tokens, and an answer is one line.
+    Ok(raw.replace(['\n', '\r'], " "))
+}
+
+/// Levels of nesting of a valid JSON text, without recursion.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
+    for &byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// The items of an `add`, with ids and times made where they were left out.
+pub(crate) fn items(items: Vec<NewItem>, limits: &Limits) -> Result<Vec<NewMemory>, RpcError> {
+    if items.is_empty() {
+        return Err(RpcError::invalid("items", "give at least one item"));
+    }
+    if items.len() > limits.items {
+        return Err(RpcError::over_limit("items", items.len(), limits.items, "items"));
+    }
+    let now = TsMs::now();
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| new_memory(index, item, now, limits))
+        .collect()
+}
+
+fn new_memory(
+    index: usize,
+    item: NewItem,
+    now: TsMs,
+    limits: &Limits,
+) -> Result<NewMemory, RpcError> {
+    let field = |name: &str| format!("items[{index}].{name}");
+    if let Some(given) = &item.id {
+        id(&field("id"), given, limits)?;
+    }
+    text(&field("text"), &item.text, limits.text_bytes)?;
+    label(&field("role"), item.role.as_deref(), limits.role_bytes)?;
+    label(&field("session"), item.session.as_deref(), limits.session_bytes)?;
+    let meta = item.meta.map(|raw| meta(&field("meta"), raw.get(), limits)).transpose()?;
+    Ok(NewMemory {
+        id: item.id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
+        text: item.text,
+        role: item.role,
+        session: item.session,
+        ts_ms: item.ts.unwrap_or(now).0,
+        meta,
+        vectors: item.vector.map(|vector| vec![vector]),
+    })
+}
+
+fn label(field: &str, value: Option<&str>, most: usize) -> Result<(), RpcError> {
+    value.map_or(Ok(()), |value| within(field, value, most))
+}
+
+/// What an `update` changes.
+pub(crate) fn patch(patch: PatchParams, limits: &Limits) -> Result<Patch, RpcError> {
+    if let Some(new) = &patch.text {
+        text("patch.text", new, limits.text_bytes)?;
+    }
+    let role = patch.role.as_ref().and_then(Option::as_deref);
+    label("patch.role", role, limits.role_bytes)?;
+    let session = patch.session.as_ref().and_then(Option::as_deref);
+    label("patch.session", session, limits.session_bytes)?;
+    let meta = match patch.meta {
+        Some(Some(raw)) => Some(Some(meta("patch.meta", raw.get(), limits)?)),
+        Some(None) => Some(None),
+        None => None,
+    };
+    let changed = Patch {
+        text: patch.text,
+        role: patch.role,
+        session: patch.session,
+        ts_ms: patch.ts.map(|ts| ts.0),
+        meta,
+        vectors: patch.vector.map(|vector| vec![vector]),
+    };
+    let nothing = changed.text.is_none()
+        && changed.role.is_none()
+        && changed.session.is_none()
+        && changed.ts_ms.is_none()
+        && changed.meta.is_none()
+        && changed.vectors.is_none();
+    if nothing {
+        return Err(RpcError::invalid(
+            "patch",
+            "names nothing to change; allowed are text, role, session, ts, meta, vector",
+        ));
+    }
+    Ok(changed)
+}
+
+/// A filter of the protocol's small language.
+pub(crate) fn filter(json: Option<&Value>) -> Result<Option<Filter>, RpcError> {
+    json.map(|json| Filter::parse(json).map_err(|error| RpcError::invalid("filter", error)))
+        .transpose()
+}
+
+/// A range of time that is not upside down.
+pub(crate) fn time(range: Option<TimeParams>) -> Result<Option<TimeRange>, RpcError> {
+    let Some(range) = range else { return Ok(None) };
+    if let (Some(from), Some(to)) = (range.from, range.to)
+        && from > to
+    {
+        return Err(RpcError::invalid("time", "`from` is later than `to`"));
+    }
+    Ok(Some(TimeRange { from_ms: range.from.map(|ts| ts.0), to_ms: range.to.map(|ts| ts.0) }))
+}
+
+/// The time a request may take.
+pub(crate) fn deadline(deadline_ms: Option<u64>, limits: &Limits) -> Result<Duration, RpcError> {
+    let ms = deadline_ms.unwrap_or(limits.default_deadline_ms);
+    if ms == 0 || ms > limits.max_deadline_ms {
+        return Err(RpcError::invalid(
+            "deadline_ms",
+            format!("{ms} is not allowed; 1 to {} is", limits.max_deadline_ms),
+        ));
+    }
+    Ok(Duration::from_millis(ms))
+}
+
+/// A path that does not depend on the daemon's working directory.
+pub(crate) fn path(path: &str) -> Result<PathBuf, RpcError> {
+    if path.contains('\0') || !Path::new(path).is_absolute() {
+        return Err(RpcError::invalid(
+            "path",
+            "must be absolute: the service does not share the client's working directory",
+        ));
+    }
+    Ok(PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn checked(item: Value) -> Result<Vec<NewMemory>, RpcError> {
+        let item = serde_json::from_str(&item.to_string()).unwrap();
+        items(vec![item], &Limits::default())
+    }
+
+    #[test]
+    fn items_outside_the_limits_name_their_field() {
+        let deep = (0..40).fold(json!(1), |inner, _| json!({ "a": inner }));
+        for (item, field) in [
+            (json!({"text": ""}), "items[0].text"),
+            (json!({"text": " \n\t"}), "items[0].text"),
+            (json!({"text": "x".repeat((1 << 20) + 1)}), "items[0].text"),
+            (json!({"text": "x", "id": ""}), "items[0].id"),
+            (json!({"text": "x", "id": "i".repeat(129)}), "items[0].id"),
+            (json!({"text": "x", "role": "r".repeat(129)}), "items[0].role"),
+            (json!({"text": "x", "session": "s".repeat(257)}), "items[0].session"),
+            (json!({"text": "x", "meta": [1]}), "items[0].meta"),
+            (json!({"text": "x", "meta": "{}"}), "items[0].meta"),
+            (json!({"text": "x", "meta": deep}), "items[0].meta"),
+            (json!({"text": "x", "meta": {"a": "x".repeat(64 << 10)}}), "items[0].meta"),
+        ] {
+            let error = checked(item).unwrap_err();
+            assert_eq!(error.code, -32602);
+            assert_eq!(error.data.unwrap()["what"], field, "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_is_made() {
+        let before = TsMs::now().0;
+        let memory = checked(json!({"text": "x"})).unwrap().remove(0);
+        assert_eq!(uuid::Uuid::parse_str(&memory.id).unwrap().get_version_num(), 7);
+        assert!(memory.ts_ms >= before && memory.ts_ms <= TsMs::now().0);
+        assert_eq!(memory.vectors, None);
+    }
+
+    #[test]
+    fn meta_keeps_its_bytes_except_line_breaks_between_tokens() {
+        let limits = Limits::default();
+        let raw = r#"{ "a":1.0, "b":"[{\"[" }"#;
+        assert_eq!(meta("meta", raw, &limits).unwrap(), raw);
+        assert_eq!(meta("meta", "{\n\"a\":1\r\n}", &limits).unwrap(), "{ \"a\":1  }");
+        for bad in [r#"{"a":"\ud800"}"#, r#"{"a":1e999}"#] {
+            assert!(meta("meta", bad, &limits).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn depth_ignores_brackets_in_strings() {
+        for (json, want) in [
+            ("{}", 1),
+            (r#"{"a":"[[[[","b":[1]}"#, 2),
+            (r#"{"a":"\"[[","b":{"c":[[]]}}"#, 4),
+            (r#"{"a\\":[]}"#, 2),
+        ] {
+            assert_eq!(depth(json.as_bytes()), want, "{json}");
+        }
+    }
+
+    #[test]
+    fn numbers_paths_and_ranges_are_checked() {
+        assert_eq!(number("k", 1000, 1, 1000).unwrap(), 1000);
+        for bad in [0, 1001, u64::MAX] {
+            let error = number("k", bad, 1, 1000).unwrap_err();
+            assert!(error.message.contains("1 to 1000"), "{}", error.message);
+        }
+        for bad in ["", "relative", "./x", "/nul\0byte"] {
+            assert!(path(bad).is_err(), "{bad:?}");
+        }
+        let upside_down = TimeParams { from: Some(TsMs(2)), to: Some(TsMs(1)) };
+        assert!(time(Some(upside_down)).is_err());
+        assert!(deadline(Some(0), &Limits::default()).is_err());
+        assert!(patch(PatchParams::default(), &Limits::default()).is_err());
+    }
+}

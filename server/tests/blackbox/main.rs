@@ -1,0 +1,34 @@
+//! Black-box tests: the real program, started as a user starts it, spoken to over its socket and its command line.
+//!
+//! Invariant: every expectation comes from the published protocol. Nothing here may look at the source, the store's
+//! files (beyond counting them and reading their permissions) or the library: only the binary is used.
+//!
+//! Tests share one daemon where they can (spaces keep them apart) and start their own where they crash, stop, measure
+//! or exhaust it. The model is provisioned by the program itself into the user's data folder, so the first run on a
+//! machine may take minutes; afterwards a start costs about a second.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod cli;
+mod cli_import;
+mod client;
+mod crash;
+mod daemon;
+mod data;
+mod frames;
+// Measures the daemon through /proc.
+#[cfg(target_os = "linux")]
+mod hostile;
+mod isolation;
+mod lifecycle;
+mod limits;
+// Measures the daemon through /proc.
+#[cfg(target_os = "linux")]
+mod many_spaces;
+mod model;
+mod model_test;
+mod params;
+mod protocol;
+mod read_semantics;
+mod search_semantics;
+mod values;
+mod write_semantics;
