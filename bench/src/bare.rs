@@ -42,9 +42,9 @@ pub struct Bare {
 /// # Errors
 /// What provisioning or the runtime say.
 pub fn embedder() -> Result<Embedder, Failure> {
-    let provisioned = provision::ensure(&Wanted::default(), &Drawn::new())?;
+    let provisioned = provision::ensure(&Wanted::default(), &Drawn::default())?;
     let options = EmbedOptions { precision: Precision::Auto };
-    Ok(Embedder::open(&provisioned, &options, &Drawn::new())?)
+    Ok(Embedder::open(&provisioned, &options, &Drawn::default())?)
 }
 
 /// Embeds `texts` over and over in `threads` threads for `seconds`, each window at its exact length.

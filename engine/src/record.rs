@@ -1,7 +1,7 @@
 //! One memory as bytes: the same encoding in the log, in the unsealed head and in segments.
 //!
-//! Layout, little-endian: `seq u64 | ts_ms i64 | id_len u16 | role_len u16 | session_len u16 | 0 u16 | meta_len u32 |
-//! text_len u32 | id | role | session | meta | text`; a length of all ones means "absent".
+//! Layout, little-endian: `seq u64 | ts_ms i64 | id_len u16 | role_len u16 | session_len u16 | flags u16 | meta_len u32 |
+//! text_len u32 | id | role | session | meta | text`; a length of all ones means "absent". Flag 1: the vectors are the caller's own.
 //! Invariant: `decode` accepts exactly what `encode` makes and never panics. Knows nothing of where the bytes lie.
 
 use crate::codec::Reader;
@@ -22,10 +22,12 @@ pub(crate) struct RecordRef<'a> {
     pub(crate) session: Option<&'a str>,
     pub(crate) meta: Option<&'a str>,
     pub(crate) text: &'a str,
+    /// The vectors came from the caller, not from the store's model.
+    pub(crate) own_vectors: bool,
 }
 
 impl<'a> RecordRef<'a> {
-    pub(crate) fn of(seq: Seq, m: &'a NewMemory) -> Self {
+    pub(crate) fn of(seq: Seq, m: &'a NewMemory, own_vectors: bool) -> Self {
         RecordRef {
             seq,
             ts_ms: m.ts_ms,
@@ -34,6 +36,7 @@ impl<'a> RecordRef<'a> {
             session: m.session.as_deref(),
             meta: m.meta.as_deref(),
             text: &m.text,
+            own_vectors,
         }
     }
 
@@ -61,7 +64,7 @@ impl<'a> RecordRef<'a> {
         for s in [Some(self.id), self.role, self.session] {
             out.extend_from_slice(&short(s).to_le_bytes());
         }
-        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&u16::from(self.own_vectors).to_le_bytes());
         for s in [self.meta, Some(self.text)] {
             out.extend_from_slice(&long(s).to_le_bytes());
         }
@@ -74,9 +77,9 @@ impl<'a> RecordRef<'a> {
     pub(crate) fn decode(bytes: &'a [u8]) -> Option<Self> {
         let mut r = Reader::new(bytes);
         let (seq, ts_ms) = (Seq(r.u64()?), r.i64()?);
-        let (id, role, session, zero) = (r.u16()?, r.u16()?, r.u16()?, r.u16()?);
+        let (id, role, session, flags) = (r.u16()?, r.u16()?, r.u16()?, r.u16()?);
         let (meta, text) = (r.u32()?, r.u32()?);
-        if zero != 0 || id == ABSENT_U16 || text == ABSENT_U32 {
+        if flags > 1 || id == ABSENT_U16 || text == ABSENT_U32 {
             return None;
         }
         let id = r.text(id.into())?;
@@ -84,7 +87,16 @@ impl<'a> RecordRef<'a> {
         let session = optional(&mut r, (session != ABSENT_U16).then_some(session.into()))?;
         let meta = optional(&mut r, (meta != ABSENT_U32).then_some(meta as usize))?;
         let text = r.text(text as usize)?;
-        (r.remaining() == 0).then_some(RecordRef { seq, ts_ms, id, role, session, meta, text })
+        (r.remaining() == 0).then_some(RecordRef {
+            seq,
+            ts_ms,
+            id,
+            role,
+            session,
+            meta,
+            text,
+            own_vectors: flags == 1,
+        })
     }
 
     pub(crate) fn to_memory(self, searchable: bool) -> Memory {
@@ -130,11 +142,11 @@ mod tests {
         fn every_record_survives(
             seq in any::<u64>(), ts_ms in any::<i64>(), id in ".{1,40}",
             role in proptest::option::of(".{0,20}"), session in proptest::option::of(".{0,20}"),
-            meta in proptest::option::of(".{0,50}"), text in ".{0,200}",
+            meta in proptest::option::of(".{0,50}"), text in ".{0,200}", own_vectors in any::<bool>(),
         ) {
             let r = RecordRef {
                 seq: Seq(seq), ts_ms, id: &id, role: role.as_deref(), session: session.as_deref(),
-                meta: meta.as_deref(), text: &text,
+                meta: meta.as_deref(), text: &text, own_vectors,
             };
             let mut bytes = Vec::new();
             r.encode(&mut bytes);

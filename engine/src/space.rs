@@ -97,7 +97,7 @@ impl VectorCell {
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     symbols: HashMap<Box<str>, u32>,
-    /// The newest memory of each text.
+    /// A memory of each text: the oldest that was live when the latest came. Callers' own vectors are not shared.
     texts: HashMap<u128, u32>,
     pub(crate) dropped: bool,
 }
@@ -167,7 +167,13 @@ impl Space {
         self.pending.lock().insert(r.seq.0);
         let no = self.records.push(cell);
         self.ids.write().insert(r.id.into(), no);
-        writer.texts.insert(placed.text_hash, no);
+        // An older live memory keeps its entry: it may have its vectors already, this one has none yet.
+        if !r.own_vectors {
+            let entry = writer.texts.entry(placed.text_hash).or_insert(no);
+            if self.records.get(*entry).is_none_or(|old| !old.is_live()) {
+                *entry = no;
+            }
+        }
         self.raise_seq(r.seq);
         RecordNo(no)
     }
@@ -260,7 +266,7 @@ impl Space {
         no
     }
 
-    /// The newest memory with this text hash.
+    /// A memory with this text hash, embedded by the store's model or waiting to be.
     pub(crate) fn with_text(&self, writer: &Writer, hash: u128) -> Option<RecordNo> {
         writer.texts.get(&hash).copied().map(RecordNo)
     }

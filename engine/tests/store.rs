@@ -315,4 +315,10 @@ fn wait_searchable_ends_when_vectors_come() {
     assert!(waiter.join().unwrap());
     assert_eq!(store.vectors_of_text(&space(), "note 1").unwrap().unwrap().len(), 1);
     assert_eq!(store.vectors_of_text(&space(), "note 2").unwrap(), None);
+    store.add(&space(), items(2..3), OnConflict::Error).unwrap();
+    assert_eq!(
+        store.vectors_of_text(&space(), "note 2").unwrap(),
+        None,
+        "a caller's own vector says nothing of what the model would make of the text"
+    );
 }

@@ -21,7 +21,7 @@ fn write(dir: &Path, count: u64) -> WrittenSegment {
     let mut w = SegmentWriter::create(&disk, dir.into(), HEADER).unwrap();
     for i in 1..=count {
         let m = memory(i);
-        let r = RecordRef::of(Seq(i), &m);
+        let r = RecordRef::of(Seq(i), &m, false);
         let mut bytes = Vec::new();
         r.encode(&mut bytes);
         w.record(SpaceId(1), &r, &bytes).unwrap();

@@ -102,8 +102,8 @@ impl Store {
                 continue;
             }
             change.removed.extend(old.map(|(no, cell)| (no, cell.seq)));
-            let seq = change.push(&item.memory, item.rows.clone());
             let needs_vectors = item.rows.is_empty();
+            let seq = change.push(&item.memory, item.rows.clone(), !needs_vectors);
             out.push(AddedItem { id: id.clone(), status, seq, needs_vectors });
         }
         let lsn = self.submit_change(space, &mut writer, change, create)?;
@@ -229,14 +229,17 @@ impl Store {
         let mut writer = space.writer.lock();
         let missing = || Error::NoSuchMemory { space: name.to_string(), id: id.to_owned() };
         let no = space.by_id(id).ok_or_else(missing)?;
-        let (old_seq, old) = space
-            .with_record(&self.parts, no, |cell, r| (cell.seq, r.to_memory(cell.is_searchable())))?
+        let (old_seq, old, were_own) = space
+            .with_record(&self.parts, no, |cell, r| {
+                (cell.seq, r.to_memory(cell.is_searchable()), r.own_vectors)
+            })?
             .ok_or_else(missing)?;
         if let Some(expected) = if_seq.filter(|s| *s != old_seq) {
             return Err(Error::SeqMismatch { expected, found: old_seq });
         }
         let same_text = patch.text.as_ref().is_none_or(|t| *t == old.text);
-        let own_vectors = patch.vectors.is_some();
+        let brings_vectors = patch.vectors.is_some();
+        let own_vectors = brings_vectors || (same_text && were_own);
         let memory = NewMemory {
             id: old.id,
             text: patch.text.unwrap_or(old.text),
@@ -248,13 +251,13 @@ impl Store {
         };
         let mut valid = self.validate(vec![memory])?;
         let Some(mut item) = valid.pop() else { return Err(missing()) };
-        if same_text && !own_vectors {
+        if same_text && !brings_vectors {
             item.rows = self.rows_of(&space, no)?;
         }
         let needs_vectors = item.rows.is_empty();
         let mut change =
             Change { removed: vec![(no, old_seq)], added: Vec::new(), last_seq: space.last_seq() };
-        let seq = change.push(&item.memory, item.rows);
+        let seq = change.push(&item.memory, item.rows, own_vectors);
         let lsn = self.submit_change(&space, &mut writer, change, None)?;
         drop(writer);
         self.note_work(&space);
@@ -440,10 +443,10 @@ impl Store {
 
 impl Change {
     /// Appends a new version; returns its seq.
-    fn push(&mut self, memory: &NewMemory, rows: Rows) -> Seq {
+    fn push(&mut self, memory: &NewMemory, rows: Rows, own_vectors: bool) -> Seq {
         self.last_seq = Seq(self.last_seq.0 + 1);
         let mut bytes = Vec::new();
-        RecordRef::of(self.last_seq, memory).encode(&mut bytes);
+        RecordRef::of(self.last_seq, memory, own_vectors).encode(&mut bytes);
         self.added.push(NewRecord { bytes, rows });
         self.last_seq
     }

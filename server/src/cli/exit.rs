@@ -34,10 +34,12 @@ pub enum Exit {
     Locked = EXIT_STORE_HELD as u8,
     /// The runtime or the model could not be provided.
     Provisioning = 8,
-    /// The store is damaged.
+    /// The store is damaged, too new, or made with another model.
     Corrupt = 9,
     /// Busy or too slow; trying again later may do.
     Busy = 10,
+    /// A write to disk failed; a restart shows what is there.
+    OutcomeUnknown = 11,
     /// Stopped from outside.
     Interrupted = 130,
 }
@@ -55,12 +57,13 @@ Exit codes:
     6  the input is wrong: a file, a parameter, a limit
     7  another process holds the store
     8  the runtime or the model could not be provided (see flashbulb setup)
-    9  the store is damaged (see flashbulb verify)
+    9  the store is damaged, too new, or made with another model (see flashbulb verify)
    10  busy or too slow; try again
+   11  a write to disk failed; a restart shows what is there
   130  stopped from outside
 
-Results go to stdout, everything else to stderr. With --json, stdout is one JSON document, also for an
-error: {\"error\": {exit, message, code?, data?}}.";
+Results go to stdout, everything else to stderr. With --json, stdout is one JSON document,
+also for an error: {\"error\": {exit, message, code?, data?}}.";
 
     /// For an error that the daemon answered.
     pub fn of_rpc(error: &RpcError) -> Self {

@@ -22,6 +22,7 @@ use crate::rpc::ErrorCode;
 const PIPELINE_DEPTH: usize = 3;
 /// How long the daemon may refuse every batch as busy before the import gives up.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(600);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
 const STATS_PAUSE: Duration = Duration::from_millis(200);
 
@@ -165,6 +166,9 @@ struct AddedItem {
     status: String,
 }
 
+/// A batch the daemon was too busy for, and when to try again.
+type Refused = (Vec<Item>, Duration);
+
 /// Sends batches over the socket, a few ahead of their answers.
 pub struct RpcSink<'a> {
     client: &'a mut Client,
@@ -186,7 +190,7 @@ impl<'a> RpcSink<'a> {
     }
 
     /// The answer to the oldest batch; the batch itself where the daemon was too busy for it.
-    fn oldest(&mut self) -> Result<Result<BatchCounts, (Vec<Item>, Duration)>, ClientError> {
+    fn oldest(&mut self) -> Result<Result<BatchCounts, Refused>, ClientError> {
         let Some((expected, items)) = self.under_way.pop_front() else {
             return Ok(Ok(BatchCounts::default()));
         };
@@ -214,47 +218,48 @@ impl<'a> RpcSink<'a> {
         }
     }
 
-    /// Waits until at most `left` batches are under way. Batches that were refused as busy are sent again, in
-    /// their order, once everything under way is answered.
+    /// Waits until at most `left` batches are under way. Batches that were refused as busy are sent again one by
+    /// one, so that they keep their order.
     fn settle(&mut self, left: usize) -> Result<BatchCounts, ClientError> {
         let mut counts = BatchCounts::default();
-        let mut last_success = Instant::now();
         while self.under_way.len() > left {
             let mut refused = Vec::new();
-            let mut pause = Duration::ZERO;
             loop {
                 match self.oldest()? {
-                    Ok(batch) => {
-                        counts.added += batch.added;
-                        counts.already_there += batch.already_there;
-                        last_success = Instant::now();
-                    }
-                    Err((items, wait)) => {
-                        refused.push(items);
-                        pause = pause.max(wait);
-                    }
+                    Ok(batch) => add_to(&mut counts, batch),
+                    Err(batch) => refused.push(batch),
                 }
-                let done = refused.is_empty() && self.under_way.len() <= left;
-                if done || self.under_way.is_empty() {
+                let enough = refused.is_empty() && self.under_way.len() <= left;
+                if enough || self.under_way.is_empty() {
                     break;
                 }
             }
-            if refused.is_empty() {
-                continue;
-            }
-            if last_success.elapsed() > BUSY_TIMEOUT {
-                return Err(ClientError::Timeout {
-                    method: "memory.add".to_owned(),
-                    timeout: BUSY_TIMEOUT,
-                });
-            }
-            std::thread::sleep(pause.min(Duration::from_secs(10)));
-            for items in refused {
-                self.send(items)?;
+            for (items, pause) in refused {
+                add_to(&mut counts, self.insist(items, pause)?);
             }
         }
         Ok(counts)
     }
+
+    /// Sends a batch until it is taken. Nothing else may be under way.
+    fn insist(&mut self, items: Vec<Item>, pause: Duration) -> Result<BatchCounts, ClientError> {
+        let started = Instant::now();
+        let (mut items, mut pause) = (items, pause);
+        while started.elapsed() < BUSY_TIMEOUT {
+            std::thread::sleep(pause.min(LONGEST_PAUSE));
+            self.send(items)?;
+            match self.oldest()? {
+                Ok(counts) => return Ok(counts),
+                Err(refused) => (items, pause) = refused,
+            }
+        }
+        Err(ClientError::Timeout { method: "memory.add".to_owned(), timeout: BUSY_TIMEOUT })
+    }
+}
+
+fn add_to(sum: &mut BatchCounts, counts: BatchCounts) {
+    sum.added += counts.added;
+    sum.already_there += counts.already_there;
 }
 
 impl Sink for RpcSink<'_> {
@@ -333,5 +338,90 @@ impl Sink for DryRun<'_> {
             }
         }
         Ok(counts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+
+    use super::*;
+
+    fn item(id: &str) -> Item {
+        Item {
+            id: id.to_owned(),
+            text: "text".to_owned(),
+            role: None,
+            session: None,
+            ts_ms: None,
+            meta: None,
+        }
+    }
+
+    /// Imports batches of one item each; the other end answers every request as `answer` says, and gives back the
+    /// ids in the order in which they came.
+    fn send_all(
+        ids: &[&str],
+        mut answer: impl FnMut(usize) -> &'static str + Send + 'static,
+    ) -> (Result<BatchCounts, CliError>, Vec<String>) {
+        let (near, far) = UnixStream::pair().unwrap();
+        let daemon = std::thread::spawn(move || {
+            let mut seen = Vec::new();
+            let mut writer = far.try_clone().unwrap();
+            for line in BufReader::new(far).lines() {
+                let request: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+                assert_eq!(request["params"]["on_conflict"], "skip");
+                seen.push(request["params"]["items"][0]["id"].as_str().unwrap().to_owned());
+                let id = &request["id"];
+                writeln!(writer, "{{\"id\":{id},{}}}", answer(seen.len())).unwrap();
+            }
+            seen
+        });
+        let mut client = Client::over(near, Path::new("/test"));
+        let mut sink = RpcSink::new(&mut client, "s");
+        let mut total = BatchCounts::default();
+        let mut import = || {
+            for id in ids {
+                add_to(&mut total, sink.add(vec![item(id)])?);
+            }
+            add_to(&mut total, sink.finish()?);
+            Ok(total)
+        };
+        let result = import();
+        drop(client);
+        (result, daemon.join().unwrap())
+    }
+
+    const ADDED: &str = r#""result":{"items":[{"id":"x","status":"added"}],"seq":1}"#;
+    const SKIPPED: &str = r#""result":{"items":[{"id":"x","status":"skipped"}],"seq":1}"#;
+    const BUSY: &str = r#""error":{"code":1006,"message":"busy","data":{"retry_after_ms":1}}"#;
+    const BAD: &str = r#""error":{"code":-32602,"message":"no"}"#;
+
+    #[test]
+    fn batches_are_sent_ahead_and_counted() {
+        let (counts, seen) =
+            send_all(&["a", "b", "c", "d", "e"], |at| if at == 2 { SKIPPED } else { ADDED });
+        let want = BatchCounts { added: 4, already_there: 1 };
+        assert_eq!(
+            (counts.unwrap(), seen),
+            (want, ["a", "b", "c", "d", "e"].map(String::from).to_vec())
+        );
+    }
+
+    #[test]
+    fn batches_refused_as_busy_are_sent_again_in_their_order() {
+        let (counts, seen) =
+            send_all(&["a", "b", "c", "d"], |at| if (2..=5).contains(&at) { BUSY } else { ADDED });
+        assert_eq!(counts.unwrap().added, 4);
+        assert_eq!(seen, ["a", "b", "c", "d", "b", "b", "c", "d"]);
+    }
+
+    #[test]
+    fn a_refused_batch_ends_the_import() {
+        let (counts, _) = send_all(&["a", "b"], |_| BAD);
+        assert_eq!(counts.unwrap_err().exit, Exit::Invalid);
     }
 }

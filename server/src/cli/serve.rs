@@ -43,6 +43,7 @@ fn ended(error: ServeError) -> CliError {
         daemon::exit::MODEL => Exit::Provisioning,
         daemon::exit::IN_USE => Exit::Locked,
         daemon::exit::STORE => Exit::Corrupt,
+        daemon::exit::OUTCOME_UNKNOWN => Exit::OutcomeUnknown,
         _ => Exit::Failed,
     };
     CliError::new(exit, error.to_string())

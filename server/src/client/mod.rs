@@ -186,7 +186,8 @@ impl Client {
         Ok(Client::over(stream, path))
     }
 
-    fn over(stream: UnixStream, path: &Path) -> Self {
+    /// A client on a connection that is there.
+    pub(crate) fn over(stream: UnixStream, path: &Path) -> Self {
         Client { stream, path: path.to_owned(), next_id: 1, buffer: Vec::new(), scanned: 0 }
     }
 

@@ -76,24 +76,6 @@ fn io(op: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SocketErr
     move |source| SocketError::Io { op, path: path.to_owned(), source }
 }
 
-/// Where daemon and clients meet when nothing else is said: `$XDG_RUNTIME_DIR/flashbulb/flashbulb.sock`, and without that
-/// variable `/tmp/flashbulb-UID/flashbulb.sock`.
-#[must_use]
-pub fn default_path() -> PathBuf {
-    path_for(
-        std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
-        rustix::process::geteuid().as_raw(),
-    )
-}
-
-fn path_for(runtime_dir: Option<PathBuf>, uid: u32) -> PathBuf {
-    match runtime_dir.filter(|dir| dir.is_absolute()) {
-        Some(dir) => dir.join("flashbulb"),
-        None => PathBuf::from(format!("/tmp/flashbulb-{uid}")),
-    }
-    .join("flashbulb.sock")
-}
-
 /// Makes the socket's folder, or checks the one that is there.
 fn prepare_folder(dir: &Path) -> Result<(), SocketError> {
     let there = match dir.symlink_metadata() {
@@ -333,14 +315,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
         dir
-    }
-
-    #[test]
-    fn the_default_path_follows_the_runtime_folder() {
-        let sock = |dir: Option<&str>| path_for(dir.map(PathBuf::from), 7);
-        assert_eq!(sock(Some("/run/user/7")), Path::new("/run/user/7/flashbulb/flashbulb.sock"));
-        assert_eq!(sock(Some("relative")), Path::new("/tmp/flashbulb-7/flashbulb.sock"));
-        assert_eq!(sock(None), Path::new("/tmp/flashbulb-7/flashbulb.sock"));
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            text_bytes: 1 << 20,
+            text_bytes: flashbulb_engine::TEXT_MAX_BYTES,
             id_bytes: super::ids::MAX_ID_BYTES,
             role_bytes: 128,
             session_bytes: 256,

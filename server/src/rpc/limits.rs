@@ -21,6 +21,8 @@ pub struct Limits {
     pub requests_in_flight: usize,
     /// Memories without vectors at which `memory.add` answers `Busy`.
     pub pending_memories: usize,
+    /// How many more of them small adds and updates may make, so that an import does not shut an agent out.
+    pub pending_reserve: usize,
     /// Milliseconds in which a frame that was begun must end.
     pub frame_read_ms: u64,
     /// Milliseconds in which a client must take an answer of up to a mebibyte; each further mebibyte adds a second.
@@ -69,7 +71,8 @@ impl Default for Limits {
             answer_bytes: 16 << 20,
             connections: 64,
             requests_in_flight: 32,
-            pending_memories: 8192,
+            pending_memories: 8_192,
+            pending_reserve: 1_024,
             frame_read_ms: 30_000,
             write_ms: 5_000,
             drain_ms: 10_000,
@@ -77,7 +80,7 @@ impl Default for Limits {
             default_deadline_ms: 10_000,
             max_deadline_ms: 600_000,
             items: 1_000,
-            text_bytes: 1 << 20,
+            text_bytes: flashbulb_engine::TEXT_MAX_BYTES,
             meta_bytes: 64 << 10,
             meta_depth: 32,
             id_bytes: 128,

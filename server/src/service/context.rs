@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// When to try again after `Busy` for requests in flight.
 const BUSY_RETRY_MS: u64 = 50;
 
-/// Requests slower than this are logged.
+/// Requests slower than this are logged, unless they wait on their client's wish.
 const SLOW: Duration = Duration::from_secs(1);
 
 /// One connection's view of the service.
@@ -25,13 +25,20 @@ pub struct Context {
     pub service: Arc<Service>,
     arrived: Cell<Instant>,
     permit: RefCell<Option<Permit>>,
+    /// The request at hand waits for something on its client's wish.
+    waits: Cell<bool>,
 }
 
 impl Context {
     /// A view for one thread.
     #[must_use]
     pub fn new(service: Arc<Service>) -> Self {
-        Self { service, arrived: Cell::new(Instant::now()), permit: RefCell::new(None) }
+        Self {
+            service,
+            arrived: Cell::new(Instant::now()),
+            permit: RefCell::new(None),
+            waits: Cell::new(false),
+        }
     }
 
     /// Sets when the frame at hand had arrived in whole.
@@ -48,6 +55,7 @@ impl Context {
     /// Gives up the request's place among those in flight: what only waits must not keep others from working.
     pub fn stop_counting(&self) {
         self.permit.borrow_mut().take();
+        self.waits.set(true);
     }
 
     /// Runs one method on parameters as written.
@@ -63,6 +71,7 @@ impl Context {
         let counters = &self.service.counters;
         count(&counters.requests, 1);
         let begun = Instant::now();
+        self.waits.set(false);
         let outcome = self.admit(method).and_then(|()| {
             let call = || (method.call)(self, params, out);
             catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
@@ -73,11 +82,11 @@ impl Context {
                 ))
             })
         });
-        self.stop_counting();
         let took = begun.elapsed();
-        if took > SLOW {
+        if took > SLOW && !self.waits.get() {
             tracing::warn!(method = method.name, took_ms = took.as_millis(), "slow request");
         }
+        self.permit.borrow_mut().take();
         if let Err(error) = &outcome {
             self.failed(method, error);
         }

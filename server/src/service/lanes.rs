@@ -6,9 +6,10 @@
 //! lock, which is why none of its locks may ever be wanted by a connection. Both embed at batch 1 and exact length: the
 //! same text has the same vector in either lane.
 //!
-//! Rule: an add of at most [`INLINE_ITEMS`] texts of at most [`INLINE_TEXT_BYTES`] bytes that waits for `searchable` is
-//! embedded at once by the interactive lane; such an add that waits for `durable`, and every update, goes to the front of
-//! the bulk lane; everything else is embedded in the order in which it was stored. The lanes must not know the wire.
+//! Rule, by what an agent feels: an add of at most [`INLINE_ITEMS`] texts of at most [`INLINE_TEXT_BYTES`] bytes that waits
+//! for `searchable` is embedded at once by the interactive lane. Such an add that waits for `durable`, every update, and
+//! an add of at most [`FRONT_ITEMS`] texts of [`FRONT_BYTES`] bytes in all that waits for `searchable` go to the front of
+//! the bulk lane. Everything else is embedded in the order in which it was stored. The lanes must not know the wire.
 
 pub mod bulk;
 pub mod idle;
@@ -38,8 +39,49 @@ pub const INLINE_ITEMS: usize = 4;
 /// Most bytes of each of them.
 pub const INLINE_TEXT_BYTES: usize = 2048;
 
+/// Most texts of an add that may go to the front of the bulk lane because somebody waits for it.
+pub const FRONT_ITEMS: usize = 64;
+
+/// Most bytes of all of them.
+pub const FRONT_BYTES: usize = 64 << 10;
+
+/// Whether an add that somebody waits for may overtake what nobody waits for.
+#[must_use]
+pub fn may_overtake(items: &[NewMemory]) -> bool {
+    let bytes: usize = items.iter().map(|item| item.text.len()).sum();
+    items.len() <= FRONT_ITEMS && bytes <= FRONT_BYTES
+}
+
 /// Whether an add is small enough to be embedded at once.
 #[must_use]
 pub fn is_small(items: &[NewMemory]) -> bool {
     items.len() <= INLINE_ITEMS && items.iter().all(|item| item.text.len() <= INLINE_TEXT_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn items(count: usize, bytes: usize) -> Vec<NewMemory> {
+        let item = NewMemory { text: "x".repeat(bytes), ..NewMemory::default() };
+        vec![item; count]
+    }
+
+    #[test]
+    fn the_rule_has_sharp_edges() {
+        for (count, bytes, small, front) in [
+            (1, 1, true, true),
+            (4, 2048, true, true),
+            (5, 1, false, true),
+            (1, 2049, false, true),
+            (64, 1024, false, true),
+            (65, 1, false, false),
+            (64, 1025, false, false),
+            (1, 65_537, false, false),
+        ] {
+            let items = items(count, bytes);
+            assert_eq!(is_small(&items), small, "{count} of {bytes}");
+            assert_eq!(may_overtake(&items), front, "{count} of {bytes}");
+        }
+    }
 }

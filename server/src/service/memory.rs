@@ -36,11 +36,13 @@ pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> 
     let service = &context.service;
     let space = validate::space(&params.space)?;
     let items = validate::items(params.items, &service.limits)?;
-    if items.iter().any(|item| item.vectors.is_none()) {
-        check_pending(service)?;
-    }
     let small = lanes::is_small(&items);
-    let inline = small && params.wait == Wait::Searchable;
+    if items.iter().any(|item| item.vectors.is_none()) {
+        check_pending(service, small)?;
+    }
+    let waits = params.wait == Wait::Searchable;
+    let inline = small && waits;
+    let front = small || (waits && lanes::may_overtake(&items));
     let texts: Vec<String> =
         if inline { items.iter().map(|item| item.text.clone()).collect() } else { Vec::new() };
     let added = store(service, &space, items, params.on_conflict)?;
@@ -50,8 +52,8 @@ pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> 
     if left.is_empty() {
         service.upkeep.wake();
     } else {
-        service.bulk.added(&space, &left, small);
-        if params.wait == Wait::Searchable {
+        service.bulk.added(&space, &left, front);
+        if waits {
             wait_for(context, &space, &left).map_err(|error| durable(error, added.seq))?;
         }
     }
@@ -59,8 +61,9 @@ pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> 
 }
 
 /// Texts wait in the store, but what waits must stay bounded: beyond the limit the client waits instead.
-pub(crate) fn check_pending(service: &Service) -> Result<(), RpcError> {
-    let limit = service.limits.pending_memories;
+pub(crate) fn check_pending(service: &Service, small: bool) -> Result<(), RpcError> {
+    let reserve = if small { service.limits.pending_reserve } else { 0 };
+    let limit = service.limits.pending_memories + reserve;
     if service.bulk.pending() < limit {
         return Ok(());
     }
@@ -270,7 +273,7 @@ pub fn update(context: &Context, params: UpdateParams) -> Result<UpdateResult, R
     validate::id("id", &params.id, &service.limits)?;
     let patch = validate::patch(params.patch, &service.limits)?;
     if patch.text.is_some() && patch.vectors.is_none() {
-        check_pending(service)?;
+        check_pending(service, true)?;
     }
     let updated = service
         .store

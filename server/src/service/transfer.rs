@@ -122,7 +122,7 @@ impl StoreSink<'_> {
 
     /// Waits where a client would be told `Busy`.
     fn wait_for_room(&self) -> Result<(), RpcError> {
-        while check_pending(self.service).is_err() {
+        while check_pending(self.service, false).is_err() {
             let next = Instant::now() + PENDING_WAIT;
             if self.service.lifecycle.sleep_until(next) {
                 return Err(RpcError::new(

@@ -227,6 +227,7 @@ pub(crate) fn path(path: &str) -> Result<PathBuf, RpcError> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use flashbulb_engine as engine;
     use serde_json::json;
 
     fn checked(item: Value) -> Result<Vec<NewMemory>, RpcError> {
@@ -240,7 +241,7 @@ mod tests {
         for (item, field) in [
             (json!({"text": ""}), "items[0].text"),
             (json!({"text": " \n\t"}), "items[0].text"),
-            (json!({"text": "x".repeat((1 << 20) + 1)}), "items[0].text"),
+            (json!({"text": "x".repeat((256 << 10) + 1)}), "items[0].text"),
             (json!({"text": "x", "id": ""}), "items[0].id"),
             (json!({"text": "x", "id": "i".repeat(129)}), "items[0].id"),
             (json!({"text": "x", "role": "r".repeat(129)}), "items[0].role"),
@@ -254,6 +255,17 @@ mod tests {
             assert_eq!(error.code, -32602);
             assert_eq!(error.data.unwrap()["what"], field, "{}", error.message);
         }
+    }
+
+    /// The service's limits come first, so that an error names the parameter.
+    #[test]
+    fn no_limit_is_wider_than_the_engines() {
+        let limits = Limits::default();
+        assert!(limits.text_bytes <= engine::TEXT_MAX_BYTES);
+        assert!(limits.meta_bytes <= engine::META_MAX_BYTES);
+        assert!(limits.id_bytes <= engine::ID_MAX_BYTES);
+        assert!(limits.role_bytes.max(limits.session_bytes) <= engine::LABEL_MAX_BYTES);
+        assert!(limits.k <= engine::K_MAX);
     }
 
     #[test]

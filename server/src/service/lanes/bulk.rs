@@ -9,6 +9,8 @@
 //! ever holds a lock of the store. The lane must not know the wire.
 
 mod coordinator;
+#[cfg(test)]
+mod coordinator_tests;
 mod failures;
 mod workers;
 

@@ -119,19 +119,12 @@ impl Coordinator {
     }
 
     fn fail(&mut self, job: &Job, reason: String) {
-        count(&self.shared.counters.embed_failures, 1);
         let Some(text) = self.texts.remove(job) else {
             return;
         };
-        tracing::warn!(space = job.space.as_str(), reason, "a text could not be embedded");
-        *self.shared.inbox.last_failure.lock() = Some(reason);
-        let now = Instant::now();
         for seq in text.seqs {
-            let memory = (job.space.clone(), seq);
-            self.known.remove(&memory);
-            self.failures.record(memory, now);
+            self.record_failure((job.space.clone(), seq), reason.clone());
         }
-        self.publish_failures();
     }
 
     fn publish_failures(&self) {
@@ -162,27 +155,62 @@ impl Coordinator {
             by_space.entry(space).or_default().push((seq, vectors));
         }
         self.texts.retain(|_, text| text.vectors.is_none());
-        let mut failures_changed = false;
         for (space, vectors) in by_space {
-            let memories: Vec<MemoryKey> =
-                vectors.iter().map(|(seq, _)| (space.clone(), *seq)).collect();
-            let outcome = self.shared.store.set_vectors(&space, vectors);
-            for memory in &memories {
-                self.known.remove(memory);
-            }
-            match outcome {
-                // A space that was dropped meanwhile has nothing left to embed.
-                Ok(_) | Err(Error::NoSuchSpace { .. }) => {
-                    subtract(&self.shared.inbox.pending, memories.len());
-                    for memory in &memories {
-                        failures_changed |= self.failures.is_recorded(memory);
-                        self.failures.forget(memory);
-                    }
-                }
-                Err(error) => self.refused(&error),
-            }
+            self.store_group(&space, vectors);
         }
-        if failures_changed {
+    }
+
+    /// Stores vectors of one space. Where the store finds fault with one memory's vectors, the others must not fail with
+    /// it: then each is stored alone.
+    fn store_group(&mut self, space: &SpaceName, vectors: Vec<(Seq, Vectors)>) {
+        let alone = vectors.len() == 1;
+        let memories: Vec<MemoryKey> =
+            vectors.iter().map(|(seq, _)| (space.clone(), *seq)).collect();
+        let spare = if alone { Vec::new() } else { vectors.clone() };
+        let outcome = self.shared.store.set_vectors(space, vectors);
+        if !alone && outcome.as_ref().is_err_and(is_about_one_memory) {
+            for one in spare {
+                self.store_group(space, vec![one]);
+            }
+            return;
+        }
+        for memory in &memories {
+            self.known.remove(memory);
+        }
+        match outcome {
+            // A space that was dropped meanwhile has nothing left to embed.
+            Ok(_) | Err(Error::NoSuchSpace { .. }) => {
+                subtract(&self.shared.inbox.pending, memories.len());
+                for memory in &memories {
+                    self.forget_failure(memory);
+                }
+            }
+            Err(error) if is_about_one_memory(&error) => {
+                for memory in memories {
+                    self.record_failure(memory, error.to_string());
+                }
+            }
+            Err(error) => self.refused(&error),
+        }
+    }
+
+    fn record_failure(&mut self, memory: MemoryKey, reason: String) {
+        count(&self.shared.counters.embed_failures, 1);
+        tracing::warn!(
+            space = memory.0.as_str(),
+            seq = memory.1.0,
+            reason,
+            "a memory could not be embedded"
+        );
+        *self.shared.inbox.last_failure.lock() = Some(reason);
+        self.known.remove(&memory);
+        self.failures.record(memory, Instant::now());
+        self.publish_failures();
+    }
+
+    fn forget_failure(&mut self, memory: &MemoryKey) {
+        if self.failures.is_recorded(memory) {
+            self.failures.forget(memory);
             self.publish_failures();
         }
     }
@@ -253,10 +281,7 @@ impl Coordinator {
             Ok(mut found) => found.pop().flatten(),
             Err(Error::NoSuchSpace { .. }) => None,
             Err(error) => {
-                tracing::error!(%error, space = space.as_str(), seq = seq.0, "a text to embed cannot be read");
-                *self.shared.inbox.last_failure.lock() = Some(error.to_string());
-                self.failures.record(memory, Instant::now());
-                self.publish_failures();
+                self.record_failure(memory, format!("the text cannot be read: {error}"));
                 return;
             }
         };
@@ -266,10 +291,7 @@ impl Coordinator {
                 if done.is_none() {
                     subtract(&self.shared.inbox.pending, 1);
                 }
-                if self.failures.is_recorded(&memory) {
-                    self.failures.forget(&memory);
-                    self.publish_failures();
-                }
+                self.forget_failure(&memory);
             }
         }
     }
@@ -316,4 +338,15 @@ impl Coordinator {
         }
         until.saturating_duration_since(now)
     }
+}
+
+/// Whether the store finds fault with a memory's vectors, rather than being unable to write.
+fn is_about_one_memory(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::DimMismatch { .. }
+            | Error::BadVector { .. }
+            | Error::TooLarge { .. }
+            | Error::Invalid { .. }
+    )
 }

@@ -102,7 +102,7 @@ mod tests {
             let due = now + Duration::from_secs(wait);
             assert_eq!(failures.next_due(), Some(due));
             assert!(failures.take_due(due - Duration::from_millis(1)).is_empty());
-            assert_eq!(failures.take_due(due), [memory.clone()]);
+            assert_eq!(failures.take_due(due), std::slice::from_ref(&memory));
             assert!(failures.take_due(due).is_empty(), "not twice");
             assert_eq!(failures.given_up().len(), usize::from(tries >= 3));
             now = due;

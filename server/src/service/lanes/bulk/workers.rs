@@ -89,7 +89,7 @@ impl Workers {
         self.closed.load(Ordering::Acquire)
     }
 
-    fn next(&self) -> Option<Job> {
+    pub(super) fn next(&self) -> Option<Job> {
         let mut state = self.state.lock();
         loop {
             if self.is_closed() {
@@ -102,7 +102,7 @@ impl Workers {
         }
     }
 
-    fn give_back(&self, done: Done) {
+    pub(super) fn give_back(&self, done: Done) {
         self.state.lock().done.push(done);
         self.queued.fetch_sub(1, Ordering::Relaxed);
     }
