@@ -118,6 +118,9 @@ pub(crate) struct Space {
     ids: RwLock<HashMap<Box<str>, u32>>,
     /// Live memories without vectors, by seq.
     pending: Mutex<BTreeSet<u64>>,
+    /// How many there are. Stored under the lock of `pending`, read by searches without it, `Relaxed`: it is a figure, and
+    /// nothing is published by it, so it needs no loom model.
+    waiting: AtomicU64,
     embedded: Condvar,
 }
 
@@ -143,6 +146,7 @@ impl Space {
             last_seq: AtomicU64::new(0),
             ids: RwLock::new(HashMap::new()),
             pending: Mutex::new(BTreeSet::new()),
+            waiting: AtomicU64::new(0),
             embedded: Condvar::new(),
         }
     }
@@ -164,7 +168,9 @@ impl Space {
             first_vector: AtomicU32::new(0),
             vectors: AtomicU32::new(0),
         };
-        self.pending.lock().insert(r.seq.0);
+        self.change_pending(|p| {
+            p.insert(r.seq.0);
+        });
         let no = self.records.push(cell);
         self.ids.write().insert(r.id.into(), no);
         // An older live memory keeps its entry: it may have its vectors already, this one has none yet.
@@ -225,7 +231,9 @@ impl Space {
         let Some(cell) = self.records.get(no.0) else { return };
         cell.first_vector.store(first, Ordering::Relaxed);
         cell.vectors.store(count, Ordering::Release);
-        self.pending.lock().remove(&cell.seq.0);
+        self.change_pending(|p| {
+            p.remove(&cell.seq.0);
+        });
         self.embedded.notify_all();
     }
 
@@ -245,15 +253,23 @@ impl Space {
         if writer.texts.get(&hash) == Some(&no.0) {
             writer.texts.remove(&hash);
         }
-        self.pending.lock().remove(&cell.seq.0);
+        self.change_pending(|p| {
+            p.remove(&cell.seq.0);
+        });
         self.embedded.notify_all();
     }
 
     /// Marks the space dropped and wakes whoever waits for it.
     pub(crate) fn set_dropped(&self, writer: &mut Writer) {
         writer.dropped = true;
-        self.pending.lock().clear();
+        self.change_pending(BTreeSet::clear);
         self.embedded.notify_all();
+    }
+
+    fn change_pending(&self, change: impl FnOnce(&mut BTreeSet<u64>)) {
+        let mut pending = self.pending.lock();
+        change(&mut pending);
+        self.waiting.store(pending.len() as u64, Ordering::Relaxed);
     }
 
     fn symbol(&self, writer: &mut Writer, text: Option<&str>) -> u32 {
@@ -324,8 +340,9 @@ impl Space {
         self.ids.read().len() as u64
     }
 
+    /// Live memories that wait for vectors; takes no lock.
     pub(crate) fn pending_len(&self) -> u64 {
-        self.pending.lock().len() as u64
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Up to `limit` waiting memories, oldest first.

@@ -273,6 +273,8 @@ pub struct Found {
     pub path: SearchPath,
     /// Vectors compared one by one outside the graph.
     pub scanned: u64,
+    /// Live memories of the space that had no vectors yet, so could not be found.
+    pub waiting: u64,
     /// The instruction set the distances were computed with.
     pub simd: SimdLevel,
 }

@@ -105,6 +105,7 @@ impl Store {
                     hits,
                     path: result.path,
                     scanned: result.scanned,
+                    waiting: space.pending_len(),
                     simd: self.kernels.level(),
                 };
                 return Ok((found, raced));

@@ -212,6 +212,10 @@ impl SocketLock {
     pub fn bind(&self) -> Result<Bound, SocketError> {
         match self.path.symlink_metadata() {
             Ok(there) if there.file_type().is_socket() => {
+                // The lock keeps out other daemons; another program's socket may be alive all the same.
+                if UnixStream::connect(&self.path).is_ok() {
+                    return Err(SocketError::InUse { path: self.path.clone() });
+                }
                 std::fs::remove_file(&self.path).map_err(io("remove the old", &self.path))?;
             }
             Ok(_) => {

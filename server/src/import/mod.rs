@@ -254,6 +254,12 @@ pub enum ImportError {
         /// What to import instead.
         inside: &'static str,
     },
+    /// A pipe, a device or a socket: reading it could last for ever, and a format is told by reading twice.
+    #[error("{} is no regular file; write it to a file first and import that", path.display())]
+    NotAFile {
+        /// What was named.
+        path: PathBuf,
+    },
     /// A folder given for a format that is one file.
     #[error("{} is a folder, and only claude logs are read from a folder; name one file", path.display())]
     Folder {

@@ -82,6 +82,9 @@ pub fn open(path: &Path, format: Option<Format>) -> Result<Source, ImportError> 
     if metadata.is_dir() {
         return open_folder(path, format);
     }
+    if !metadata.is_file() {
+        return Err(ImportError::NotAFile { path: path.to_owned() });
+    }
     let (format, layout) = detect(path, format)?;
     let file = LogFile { path: path.to_owned(), name: None, layout };
     let files = VecDeque::from([file]);

@@ -3,6 +3,8 @@
 //! Invariant: a time that was taken in lies within the years −9999 to 9999, so that it can always be written as RFC 3339
 //! again. It must not know what the time is for.
 
+use jiff::civil::DateTime;
+use jiff::fmt::temporal::Pieces;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
@@ -12,6 +14,10 @@ use std::borrow::Cow;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct TsMs(pub i64);
+
+const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
+/// From the beginning of the year −9999 to the end of the year 9999, UTC.
+const ALLOWED_MS: std::ops::RangeInclusive<i64> = -377_705_116_800_000..=253_402_300_799_999;
 
 const ALLOWED: &str =
     "integer milliseconds since 1970, or an RFC 3339 string such as \"2024-05-06T07:08:09Z\"";
@@ -28,15 +34,25 @@ impl TsMs {
     /// # Errors
     /// When the text is not a date and time with an offset.
     pub fn parse(text: &str) -> Result<Self, String> {
-        text.parse::<jiff::Timestamp>()
-            .map(|ts| Self(ts.as_millisecond()))
-            .map_err(|_| format!("`{}` is not a time; allowed: {ALLOWED}", shorten(text)))
+        let fail = || format!("`{}` is not a time; allowed: {ALLOWED}", shorten(text));
+        // By its pieces: jiff's own `Timestamp` ends a day before the year 9999 does.
+        let pieces = Pieces::parse(text).map_err(|_| fail())?;
+        let (Some(time), Some(offset)) = (pieces.time(), pieces.to_numeric_offset()) else {
+            return Err(fail());
+        };
+        let since = pieces.date().to_datetime(time).duration_since(EPOCH);
+        let ms = since.as_secs() * 1000 + i64::from(since.subsec_millis());
+        // A fraction before 1970 counts backwards: cut off towards the past, as after 1970.
+        let ms = if since.subsec_nanos() % 1_000_000 < 0 { ms - 1 } else { ms };
+        Self::checked(ms - i64::from(offset.seconds()) * 1000)
     }
 
     fn checked(ms: i64) -> Result<Self, String> {
-        jiff::Timestamp::from_millisecond(ms)
-            .map(|_| Self(ms))
-            .map_err(|_| format!("{ms} ms lies outside the years -9999 to 9999"))
+        if ALLOWED_MS.contains(&ms) {
+            Ok(Self(ms))
+        } else {
+            Err(format!("{ms} ms lies outside the years -9999 to 9999"))
+        }
     }
 }
 
@@ -98,6 +114,10 @@ mod tests {
             (r#""2024-05-06T07:08:09Z""#, Ok(1_714_979_289_000)),
             (r#""2024-05-06T09:08:09+02:00""#, Ok(1_714_979_289_000)),
             (r#""2024-05-06T07:08:09.1239Z""#, Ok(1_714_979_289_123)),
+            (r#""1969-12-31T23:59:59.9995Z""#, Ok(-1)),
+            (r#""9999-12-31T23:59:59.999Z""#, Ok(253_402_300_799_999)),
+            ("253402300799999", Ok(253_402_300_799_999)),
+            ("253402300800000", Err("outside the years")),
             (r#""yesterday""#, Err("`yesterday` is not a time")),
             (r#""2024-05-06""#, Err("is not a time")),
             (r#""2024-05-06T07:08:09""#, Err("is not a time")),

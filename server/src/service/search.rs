@@ -91,7 +91,7 @@ pub fn search(context: &Context, params: SearchParams) -> Result<SearchResult, R
     let waited = context.arrived().elapsed();
     let (vectors, embed) = vectors(context, &wanted, waited, &mut took)?;
     let dense = Instant::now();
-    let (hits, mut search) = dense_search(context, &wanted, &vectors)?;
+    let (hits, mut search, waiting) = dense_search(context, &wanted, &vectors)?;
     took.dense = micros(dense.elapsed());
     if Instant::now() >= wanted.deadline {
         return Err(past_deadline("the texts were fetched"));
@@ -104,7 +104,7 @@ pub fn search(context: &Context, params: SearchParams) -> Result<SearchResult, R
     } else {
         search.scanned = None;
     }
-    let degraded = degraded(context, &wanted.space);
+    let degraded = degraded(context, &wanted.space, waiting);
     took.total = micros(context.arrived().elapsed());
     Ok(SearchResult { hits, took_us: took, ran: RanOut { embed, search }, degraded })
 }
@@ -194,11 +194,12 @@ fn vectors(
     }
 }
 
+/// The hits, what ran, and how many memories of the space had no vectors yet.
 fn dense_search(
     context: &Context,
     wanted: &Wanted,
     vectors: &[Vec<f32>],
-) -> Result<(Vec<Hit>, SearchRan), RpcError> {
+) -> Result<(Vec<Hit>, SearchRan, u64), RpcError> {
     let mut found: Vec<Found> = Vec::with_capacity(vectors.len());
     for vector in vectors {
         if Instant::now() >= wanted.deadline {
@@ -229,7 +230,8 @@ fn dense_search(
         scanned: Some(found.iter().map(|one| one.scanned).sum()),
         windows: None,
     };
-    Ok((best_of(found, wanted.k), ran))
+    let waiting = found.iter().map(|one| one.waiting).max().unwrap_or(0);
+    Ok((best_of(found, wanted.k), ran, waiting))
 }
 
 /// The best score of each memory over all windows of the query.
@@ -305,14 +307,21 @@ fn fetch_neighbors(
 }
 
 /// What makes this space's answers less than they should be.
-fn degraded(context: &Context, space: &SpaceName) -> Vec<String> {
+fn degraded(context: &Context, space: &SpaceName, waiting: u64) -> Vec<String> {
     let failed = context.service.bulk.failed(space);
-    if failed == 0 {
-        return Vec::new();
+    let mut out = Vec::new();
+    if failed > 0 {
+        out.push(format!(
+            "embedding_failed: {failed} memories of this space could not be embedded and are not found by meaning; `admin.status` says why"
+        ));
     }
-    vec![format!(
-        "embedding_failed: {failed} memories of this space could not be embedded and are not found by meaning; `admin.status` says why"
-    )]
+    if waiting > failed {
+        out.push(format!(
+            "embedding_pending: {} memories of this space are not found by meaning yet; `min_seq` waits for them",
+            waiting - failed
+        ));
+    }
+    out
 }
 
 #[cfg(test)]
@@ -325,6 +334,7 @@ mod tests {
         Found {
             hits: hits.iter().map(|&(seq, score)| Hit { seq: Seq(seq), score }).collect(),
             path: SearchPath::Scan,
+            waiting: 0,
             scanned: 0,
             simd: SimdLevel::Scalar,
         }

@@ -82,11 +82,13 @@ pub fn program<I: AsRef<OsStr>>(args: impl IntoIterator<Item = I>) -> Ran {
     Ran { code: status.code(), stdout: read("out"), stderr: read("err") }
 }
 
-/// Runs the program against the shared daemon.
+/// Runs a command of the program against the shared daemon.
 #[track_caller]
 pub fn cli(args: &[&str]) -> Ran {
     let socket = shared().socket.to_str().expect("a plain path");
-    program(args.iter().copied().chain(["--socket", socket]))
+    let (command, rest) = args.split_first().expect("a command");
+    // In front, because a `--` may follow.
+    program([*command, "--socket", socket].iter().chain(rest))
 }
 
 /// Every memory-like object (it has an `id` and a `text`) anywhere in a value.

@@ -278,6 +278,22 @@ fn the_protocol_imports_too() {
 }
 
 #[test]
+fn what_is_no_file_is_refused_not_read_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+    assert!(made.success());
+    let mut conn = shared().conn();
+    conn.limit(std::time::Duration::from_secs(15));
+    let space = space("pipe");
+    // Writing to it would also wait for a reader that never comes.
+    add(&mut conn, &space, json!([{"id": "a", "text": "t", "vector": vector(1)}]));
+    conn.err("memory.export", json!({"space": space, "path": pipe})).assert_invalid("path");
+    conn.err("memory.import", json!({"space": space, "path": pipe}));
+    assert_eq!(held(&mut conn, &space).len(), 1);
+}
+
+#[test]
 fn export_and_import_carry_a_space_to_another() {
     let dir = tempfile::tempdir().unwrap();
     let mut conn = shared().conn();

@@ -15,7 +15,7 @@ use crate::client::Conn;
 use crate::daemon::Daemon;
 use crate::data::{Rng, T0, eventually, found, list_all, seqs, space, vector};
 
-const ROUNDS: usize = 14;
+const ROUNDS: usize = 16;
 const WRITERS: usize = 4;
 /// All writers write here as well as into a space of their own.
 const SHARED_SPACE: &str = "crash-shared";

@@ -3,8 +3,9 @@
 //! Invariant: no daemon outlives the test process, however that ends: each is watched by a shell that holds the read
 //! end of a pipe and kills it when the pipe closes. This module must know nothing of what the tests ask.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -59,6 +60,8 @@ impl Daemon {
     pub fn prepared() -> Self {
         let dir = tempfile::Builder::new()
             .prefix("flashbulb-blackbox-")
+            // The service refuses to put its socket where others could replace it.
+            .permissions(Permissions::from_mode(0o700))
             .tempdir()
             .expect("a temporary folder");
         let (store, socket) = (dir.path().join("store"), dir.path().join("run").join("s.sock"));

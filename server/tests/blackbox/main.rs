@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod cli;
+mod cli_flow;
 mod cli_import;
 mod client;
 mod crash;
@@ -19,6 +20,7 @@ mod frames;
 #[cfg(target_os = "linux")]
 mod hostile;
 mod isolation;
+mod large_space;
 mod lifecycle;
 mod limits;
 // Measures the daemon through /proc.
@@ -28,7 +30,9 @@ mod model;
 mod model_test;
 mod params;
 mod protocol;
+mod races;
 mod read_semantics;
 mod search_semantics;
 mod values;
+mod volume;
 mod write_semantics;

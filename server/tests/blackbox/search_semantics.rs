@@ -113,6 +113,31 @@ fn a_tiny_deadline_is_an_error_or_an_answer_never_nothing() {
 }
 
 #[test]
+fn an_answer_over_unembedded_memories_says_so() {
+    let mut conn = shared().conn();
+    let space = space("pending");
+    let item = |i: usize| json!({"id": format!("p{i}"), "text": format!("{} {i} ", NOTES[i % 10]).repeat(8)});
+    let items: Vec<Value> = (0..60).map(item).collect();
+    let added = conn.ok("memory.add", json!({"space": space, "items": items}));
+    let ask = json!({"space": space, "query": "a cat", "k": 100, "mode": "dense"});
+    let early = conn.ok("memory.search", ask.clone());
+    let whole = early["hits"].as_array().map(Vec::len) == Some(60);
+    assert!(
+        whole || early["degraded"] != json!([]),
+        "sixty are there, {} were found, nothing is said",
+        early["hits"].as_array().map_or(0, Vec::len)
+    );
+    let mut late = ask;
+    late["min_seq"] = added["seq"].clone();
+    late["deadline_ms"] = json!(60_000);
+    let result = conn.ok("memory.search", late);
+    assert_eq!(
+        (result["hits"].as_array().map(Vec::len), &result["degraded"]),
+        (Some(60), &json!([]))
+    );
+}
+
+#[test]
 fn the_same_text_twice_is_two_memories() {
     let mut conn = shared().conn();
     let space = notes_space(&mut conn, "twice");
