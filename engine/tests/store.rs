@@ -130,6 +130,49 @@ fn a_space_grows_from_scan_to_graph_and_comes_back_after_a_restart() {
     assert!(recall(&store, &live, 50_000..50_050) >= 0.97);
 }
 
+/// Rotates the log many times while upkeep prepares the next file: the two once met at one file name.
+#[test]
+fn upkeep_never_takes_a_log_file_from_under_the_writer() {
+    let root = tempfile::tempdir().unwrap();
+    let options = StoreOptions { log_file_bytes: 60_000, ..StoreOptions::new(DIM, "m") };
+    let store = Arc::new(Store::open(&root.path().join("s"), options).unwrap());
+    let stop = Arc::new(AtomicBool::new(false));
+    let upkeep = {
+        let (store, stop) = (Arc::clone(&store), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                store.maintain(Duration::from_micros(10)).unwrap();
+            }
+        })
+    };
+    for n in 0..600 {
+        store.add(&space(), items(n * 60..n * 60 + 60), OnConflict::Error).unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    upkeep.join().unwrap();
+}
+
+/// A crash after a graph was saved must not bring its vectors back twice.
+#[test]
+fn a_crash_after_a_saved_graph_holds_every_vector_once() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("s");
+    let store = open(&dir).unwrap();
+    fill(&store, 20_000);
+    settle(&store);
+    let copy = root.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for e in std::fs::read_dir(&dir).unwrap() {
+        let e = e.unwrap();
+        std::fs::copy(e.path(), copy.join(e.file_name())).unwrap();
+    }
+    let again = open(&copy).unwrap();
+    assert_eq!(again.recovery().graphs_loaded, 1, "{:?}", again.recovery());
+    settle(&again);
+    let stats = again.space_stats(&space()).unwrap();
+    assert_eq!((stats.vectors, stats.graph_vectors), (20_000, 20_000));
+}
+
 #[test]
 fn a_refused_graph_is_built_anew_and_said_so() {
     let root = tempfile::tempdir().unwrap();

@@ -87,6 +87,8 @@ struct State {
     files: Vec<(u64, Lsn)>,
     next_file: u64,
     spare_wanted: bool,
+    /// Spare files made so far.
+    spares: u64,
     /// Whether the last record queued is a mark, so that an idle log writes no second one.
     marked: bool,
 }
@@ -253,7 +255,9 @@ impl Wal {
         }
         let mut slot = self.shared.spare.lock();
         if slot.is_none() {
-            let path = self.shared.dir.join("wal-spare.tmp");
+            // A name of its own each: the log's thread may have taken the last spare and not yet renamed it.
+            let number = self.shared.state.lock().spare_made();
+            let path = self.shared.dir.join(format!("wal-spare-{number}.tmp"));
             let _ = self.shared.disk.remove(&path);
             let file = preallocated(&*self.shared.disk, &path, self.shared.file_bytes)?;
             *slot = Some(Spare { file, path });
@@ -392,6 +396,12 @@ impl Shared {
 }
 
 impl State {
+    /// The number of the next spare file.
+    fn spare_made(&mut self) -> u64 {
+        self.spares += 1;
+        self.spares
+    }
+
     fn queue_mark(&mut self) {
         self.last_lsn = Lsn(self.last_lsn.0 + 1);
         self.marked = true;

@@ -250,9 +250,13 @@ pub fn healthy(socket: &Path) -> bool {
     matches!(conn.try_call("admin.health", &json!({})), Ok(Ok(Value::Object(_))))
 }
 
+/// Deaf to the signals that end a whole process group, or it would die with the tests it watches.
+const WATCH: &str =
+    r#"trap '' TERM INT HUP; read line && exit 0; kill -9 "$1"; sleep 1; rm -rf -- "$2""#;
+
 fn watch(child: Child, dir: &Path) -> Running {
     let mut watcher = Command::new("sh")
-        .args(["-c", "read line && exit 0; kill -9 \"$1\"; sleep 1; rm -rf -- \"$2\"", "watcher"])
+        .args(["-c", WATCH, "watcher"])
         .arg(child.id().to_string())
         .arg(dir)
         .stdin(Stdio::piped())

@@ -232,9 +232,12 @@ impl Store {
             if space.index.graph_len() == 0 || !grown(&space, saved) {
                 continue;
             }
+            // A graph names memories by seq, so each of them must be past taking back, and in a segment: one that is only
+            // in the log would come back from there under another number. Only upkeep grows a graph, so none joins it now.
+            if self.wal.last_op().0 > manifest.checkpoint_lsn {
+                self.seal(manifest)?;
+            }
             let mut next = manifest.clone();
-            // A graph names memories by seq, so each of them must be past taking back.
-            self.wal.wait_durable(self.wal.last_lsn())?;
             let number = take_part(&mut next)?;
             let (len, vectors) = graph::save(&*self.disk, &self.dir, number, &space)?;
             next.graphs.retain(|g| g.space != space.id.0);
