@@ -48,7 +48,7 @@ fn format_of(format: ImportFormat) -> import::Format {
 /// Imports a file or folder into a space.
 ///
 /// # Errors
-/// As [`import`].
+/// As [`import()`].
 pub fn import_into(
     service: &Service,
     space: SpaceName,
