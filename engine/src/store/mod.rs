@@ -8,8 +8,6 @@ mod admin;
 mod query;
 mod read;
 mod recover;
-#[cfg(test)]
-mod tests;
 mod upkeep;
 mod write;
 
