@@ -9,6 +9,9 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use flashbulb_kernels::encoder::{
+    Activation, Layer, LayerParts, LayerShape, Matrix, Norm, Packed, Scratch, pack,
+};
 use flashbulb_kernels::{Kernels, available_levels};
 
 const DIMENSION: usize = 384;
@@ -115,5 +118,67 @@ fn scattered(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, single_vectors, rows, scattered);
+/// A layer of all-MiniLM-L6-v2's size. Time does not depend on the weights; a model's weights do not stay in the
+/// nearest caches between layers, so six layers take turns.
+fn encoder(criterion: &mut Criterion) {
+    let shape = LayerShape {
+        hidden: DIMENSION,
+        heads: 12,
+        wide: 4 * DIMENSION,
+        attention_copies: vec![],
+        widen_copies: vec![],
+        activation: Activation::Gelu,
+        epsilon: 1e-12,
+    };
+    let (codes, ones) = (vec![1i8; 4 * DIMENSION * DIMENSION], vec![1e-3f32; 4 * DIMENSION]);
+    let matrix = |inputs: usize, outputs: usize| Matrix {
+        codes: &codes[..inputs * outputs],
+        scales: &ones[..outputs],
+        bias: &ones[..outputs],
+    };
+    let narrow = &ones[..DIMENSION];
+    let norm = Norm { weight: narrow, bias: narrow };
+    let parts = LayerParts {
+        attention_factors: narrow,
+        qkv: matrix(DIMENSION, 3 * DIMENSION),
+        out: matrix(DIMENSION, DIMENSION),
+        attention_norm: norm,
+        widen_factors: narrow,
+        widen: matrix(DIMENSION, 4 * DIMENSION),
+        narrow_factors: &ones,
+        narrow: matrix(4 * DIMENSION, DIMENSION),
+        output_norm: norm,
+    };
+    let packed: Vec<Packed> = (0..6).filter_map(|_| pack(&shape, &parts).ok()).collect();
+    let layers: Vec<Layer<'_>> =
+        packed.iter().filter_map(|p| Layer::new(&shape, &p.codes, &p.params).ok()).collect();
+    let multiplications = 12 * DIMENSION * DIMENSION * layers.len();
+    let mut scratch = Scratch::default();
+    for kernels in levels() {
+        let mut group = criterion.benchmark_group("encoder_6_layers");
+        for tokens in [8, 16, 32, 128] {
+            let input = values(tokens * DIMENSION, &mut 5);
+            let mut output = vec![0.0; input.len()];
+            group.throughput(Throughput::Elements((tokens * multiplications) as u64));
+            group.bench_function(
+                BenchmarkId::new(kernels.level().to_string(), tokens),
+                |bencher| {
+                    bencher.iter(|| {
+                        for layer in &layers {
+                            kernels.encoder_layer(
+                                layer,
+                                black_box(&input),
+                                &mut output,
+                                &mut scratch,
+                            );
+                        }
+                    });
+                },
+            );
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, single_vectors, rows, scattered, encoder);
 criterion_main!(benches);

@@ -1,5 +1,5 @@
-//! Distance kernels of Flashbulb: products and norms of f32 vectors, exact products of i8 codes,
-//! quantisation with an error bound, a bounded top-k, and a list of the GPU adapters.
+//! Kernels of Flashbulb: products and norms of f32 vectors, exact products of i8 codes, quantisation
+//! with an error bound, a bounded top-k, an encoder layer in int8, and a list of the GPU adapters.
 //!
 //! Each kernel exists in portable Rust ([`SimdLevel::Scalar`], the oracle of the tests) and for the
 //! SIMD levels of x86-64 and AArch64. [`Kernels::detect`] chooses once per process. All distances
@@ -23,6 +23,7 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+pub mod encoder;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 #[cfg(target_arch = "aarch64")]

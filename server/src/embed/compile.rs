@@ -164,10 +164,11 @@ fn plans(
             }
         }
     }
-    let mut plans = peaks.iter().map(|peaks| OutlierPlan::from_peaks(peaks));
-    Ok((0..spec.layers)
-        .map(|_| Site::ALL.map(|_| plans.next().expect("three names were made for each layer")))
-        .collect())
+    let (layers, _) = peaks.as_chunks::<3>();
+    let plans = |layer: &[Vec<f32>; 3]| {
+        Site::ALL.map(|site| OutlierPlan::from_peaks(site, &layer[site as usize]))
+    };
+    Ok(layers.iter().map(plans).collect())
 }
 
 /// Writes `bytes` under a temporary name, syncs, and renames to `target`.

@@ -6,6 +6,7 @@
 mod calibration;
 mod compile;
 mod error;
+mod operator;
 #[expect(unsafe_code, reason = "one call that the ort crate does not wrap")]
 mod raw;
 mod runtime;

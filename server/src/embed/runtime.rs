@@ -10,7 +10,7 @@ use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
 
-use super::{EmbedError, raw};
+use super::{EmbedError, operator, raw};
 
 /// ONNX Runtime allows one environment a process, and it must outlive every session.
 static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
@@ -75,8 +75,11 @@ fn refused(path: &Path, what: String) -> EmbedError {
 
 fn builder(environment: &Environment, intra_threads: usize) -> Result<SessionBuilder, String> {
     let text = |error: ort::Error<SessionBuilder>| error.to_string();
+    let operators = operator::domain().map_err(|error| error.to_string())?;
     Session::builder(environment)
         .map_err(|error| error.to_string())?
+        .with_operators(operators)
+        .map_err(text)?
         .with_auto_device(AutoDevicePolicy::PreferCPU)
         .map_err(text)?
         .with_log_level(LogLevel::Warning)

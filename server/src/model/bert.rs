@@ -1,17 +1,18 @@
 //! BERT-family weights to one fused ONNX graph: ids in, one unit vector out.
 //!
-//! Operators are ONNX Runtime's fused ones (`EmbedLayerNormalization`, `Attention` or `QAttention`,
-//! `SkipLayerNormalization`, `BiasGelu`, `DynamicQuantizeMatMul`). The graph takes `input_ids` alone: a text runs by
-//! itself at its exact length, so the attention mask is all ones and is left out, and the token type is always 0 and
-//! is added to the position table. Invariant: every number comes from the model's own configuration and weights.
-//! It must not know ONNX Runtime's API or files other than the weights.
+//! In floats the operators are ONNX Runtime's fused ones (`EmbedLayerNormalization`, `Attention`,
+//! `SkipLayerNormalization`, `BiasGelu`). In int8 each encoder layer is one operator of Flashbulb's own
+//! (`flashbulb.EncoderLayer`, see [`super::int8`]), which ONNX Runtime runs on its CPU provider. The graph takes
+//! `input_ids` alone: a text runs by itself at its exact length, so the attention mask is all ones and is left out, and
+//! the token type is always 0 and is added to the position table. Invariant: every number comes from the model's own
+//! configuration and weights. It must not know ONNX Runtime's API or files other than the weights.
 
 use super::graph::{Attr, Dim, GraphWriter, MICROSOFT, ONNX};
-use super::quant::{OutlierPlan, Site, quantise};
+use super::quant::{OutlierPlan, Site};
 use super::{Activation, ModelError, ModelSpec, Pooling, Weights};
 
 /// Counts changes that alter the compiled graph's numbers; part of the fingerprint and of cache names.
-pub const GRAPH_VERSION: u32 = 2;
+pub const GRAPH_VERSION: u32 = 3;
 
 /// The number format of the compiled matrices.
 pub enum Weighting<'a> {
@@ -61,28 +62,26 @@ pub fn compile(
         Compiler { spec, weights, weighting: &options.weighting, graph: GraphWriter::default() };
     compiler.embeddings()?;
     for layer in 0..spec.layers {
-        compiler.attention(layer)?;
-        compiler.feed_forward(layer)?;
+        match options.weighting {
+            Weighting::F32 { .. } => {
+                compiler.attention(layer)?;
+                compiler.feed_forward(layer)?;
+            }
+            Weighting::Int8 { plans } => compiler.int8_layer(layer, &plans[layer])?,
+        }
     }
     compiler.pool();
     Ok(compiler.graph.finish(&spec.name))
 }
 
-struct Compiler<'a> {
-    spec: &'a ModelSpec,
-    weights: &'a Weights,
+pub(super) struct Compiler<'a> {
+    pub(super) spec: &'a ModelSpec,
+    pub(super) weights: &'a Weights,
     weighting: &'a Weighting<'a>,
-    graph: GraphWriter,
+    pub(super) graph: GraphWriter,
 }
 
 impl Compiler<'_> {
-    fn plan(&self, layer: usize, site: Site) -> Option<OutlierPlan> {
-        match self.weighting {
-            Weighting::F32 { .. } => None,
-            Weighting::Int8 { plans } => Some(plans[layer][site as usize].clone()),
-        }
-    }
-
     fn embeddings(&mut self) -> Result<(), ModelError> {
         let ModelSpec { hidden, vocab, positions, token_types, position_offset, .. } = *self.spec;
         let words = self.weights.tensor("embeddings.word_embeddings.weight", &[vocab, hidden])?;
@@ -109,21 +108,16 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    /// `x{layer}` through self-attention and its normalisation to `y{layer}`.
-    fn attention(&mut self, layer: usize) -> Result<(), ModelError> {
+    /// Queries, keys and values side by side, `[hidden, 3 · hidden]`, and their biases.
+    pub(super) fn qkv(&self, layer: usize) -> Result<(Vec<f32>, Vec<f32>), ModelError> {
         let hidden = self.spec.hidden;
-        let from = format!("encoder.layer.{layer}.attention");
-        let x = format!("x{layer}");
-        let parts = ["query", "key", "value"];
+        let from = format!("encoder.layer.{layer}.attention.self");
         let mut matrices = Vec::new();
         let mut bias = Vec::new();
-        for part in parts {
-            matrices.push(self.weights.transposed(
-                &format!("{from}.self.{part}.weight"),
-                hidden,
-                hidden,
-            )?);
-            bias.extend(self.weights.tensor(&format!("{from}.self.{part}.bias"), &[hidden])?);
+        for part in ["query", "key", "value"] {
+            let name = format!("{from}.{part}");
+            matrices.push(self.weights.transposed(&format!("{name}.weight"), hidden, hidden)?);
+            bias.extend(self.weights.tensor(&format!("{name}.bias"), &[hidden])?);
         }
         let mut joined = Vec::with_capacity(3 * hidden * hidden);
         for row in 0..hidden {
@@ -131,94 +125,55 @@ impl Compiler<'_> {
                 joined.extend_from_slice(&matrix[row * hidden..(row + 1) * hidden]);
             }
         }
-        let bias_name = format!("qkv_bias{layer}");
-        self.graph.floats(&bias_name, &[3 * hidden], &bias);
-        let out = format!("attention{layer}");
-        self.probe(layer, Site::Attention, &x);
-        self.attend(layer, &x, &joined, &bias_name, &out);
-        let dense =
-            self.weights.transposed(&format!("{from}.output.dense.weight"), hidden, hidden)?;
-        let projected = format!("projected{layer}");
-        self.multiply(&out, &projected, &dense, hidden, None);
-        self.skip_norm(&projected, &x, &format!("{from}.output"), &format!("y{layer}"))
+        Ok((joined, bias))
     }
 
-    fn attend(&mut self, layer: usize, x: &str, matrix: &[f32], bias: &str, out: &str) {
+    /// The matrix of a `dense` layer as `[inputs, outputs]`, and its bias.
+    pub(super) fn dense(
+        &self,
+        from: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<(Vec<f32>, Vec<f32>), ModelError> {
+        let matrix = self.weights.transposed(&format!("{from}.dense.weight"), outputs, inputs)?;
+        let bias = self.weights.tensor(&format!("{from}.dense.bias"), &[outputs])?;
+        Ok((matrix, bias))
+    }
+
+    /// Weight and bias of a layer normalisation.
+    pub(super) fn norm(&self, from: &str) -> Result<[Vec<f32>; 2], ModelError> {
+        let part = |part| self.weights.tensor(&format!("{from}.{part}"), &[self.spec.hidden]);
+        Ok([part("weight")?, part("bias")?])
+    }
+
+    /// `x{layer}` through self-attention and its normalisation to `y{layer}`.
+    fn attention(&mut self, layer: usize) -> Result<(), ModelError> {
         let hidden = self.spec.hidden;
+        let (matrix, bias) = self.qkv(layer)?;
+        let [x, name, bias_name, out] =
+            ["x", "qkv", "qkv_bias", "attention"].map(|part| format!("{part}{layer}"));
+        self.probe(layer, Site::Attention, &x);
+        self.graph.floats(&name, &[hidden, 3 * hidden], &matrix);
+        self.graph.floats(&bias_name, &[3 * hidden], &bias);
         let heads = [Attr::Int("num_heads", self.spec.heads as i64)];
-        let name = format!("qkv{layer}");
-        let Some(plan) = self.plan(layer, Site::Attention) else {
-            self.graph.floats(&name, &[hidden, 3 * hidden], matrix);
-            self.graph.node(MICROSOFT, "Attention", &[x, &name, bias], &[out], &heads);
-            return;
-        };
-        let input = self.split_input(x, &plan, &name);
-        let rows = self.matrix(&name, matrix, 3 * hidden, &plan);
-        debug_assert_eq!(rows, hidden + plan.extra().len());
-        let [codes, scale] = ["codes", "scale"].map(|part| format!("{name}_{part}"));
-        let [quantised, input_scale, input_zero] =
-            ["input", "input_scale", "input_zero"].map(|part| format!("{name}_{part}"));
-        self.graph.node(
-            ONNX,
-            "DynamicQuantizeLinear",
-            &[&input],
-            &[&quantised, &input_scale, &input_zero],
-            &[],
-        );
-        self.graph.node(
-            MICROSOFT,
-            "QAttention",
-            &[&quantised, &codes, bias, &input_scale, &scale, "", &input_zero],
-            &[out],
-            &heads,
-        );
+        self.graph.node(MICROSOFT, "Attention", &[&x, &name, &bias_name], &[&out], &heads);
+        let from = format!("encoder.layer.{layer}.attention.output");
+        self.dense_and_norm(&from, &out, hidden, &x, &format!("y{layer}"))
     }
 
     /// `y{layer}` through the two feed-forward matrices and the normalisation to `x{layer + 1}`.
     fn feed_forward(&mut self, layer: usize) -> Result<(), ModelError> {
         let ModelSpec { hidden, intermediate, .. } = *self.spec;
         let from = format!("encoder.layer.{layer}");
-        let y = format!("y{layer}");
-        let mut wide = self.weights.transposed(
-            &format!("{from}.intermediate.dense.weight"),
-            intermediate,
-            hidden,
-        )?;
-        let mut bias =
-            self.weights.tensor(&format!("{from}.intermediate.dense.bias"), &[intermediate])?;
-        let narrow = self.weights.transposed(
-            &format!("{from}.output.dense.weight"),
-            hidden,
-            intermediate,
-        )?;
-        let plan = self.plan(layer, Site::Narrow);
-        // A hidden neuron is repeated by repeating its column: no gathering at run time.
-        let extra = plan.as_ref().map(OutlierPlan::extra).unwrap_or_default();
-        let width = intermediate + extra.len();
-        wide = repeat_columns(&wide, intermediate, &extra);
-        bias.extend(extra.iter().map(|&neuron| bias[neuron]).collect::<Vec<_>>());
+        let (matrix, bias) = self.dense(&format!("{from}.intermediate"), hidden, intermediate)?;
+        let [y, wide, bias_name] = ["y", "wide", "wide_bias"].map(|part| format!("{part}{layer}"));
         self.probe(layer, Site::Widen, &y);
-        let hidden_name = format!("wide{layer}");
-        self.multiply(&y, &hidden_name, &wide, width, self.plan(layer, Site::Widen).as_ref());
-        let bias_name = format!("wide_bias{layer}");
-        self.graph.floats(&bias_name, &[width], &bias);
-        let mut active = self.activate(&hidden_name, &bias_name, layer);
+        self.multiply(&y, &wide, &matrix, intermediate);
+        self.graph.floats(&bias_name, &[intermediate], &bias);
+        let active = self.activate(&wide, &bias_name, layer);
         self.probe(layer, Site::Narrow, &active);
-        if let Some(plan) = plan.as_ref().filter(|plan| plan.splits()) {
-            let mut factors = plan.factors();
-            factors.extend(extra.iter().map(|&neuron| factors[neuron]).collect::<Vec<_>>());
-            let (name, scaled) = (format!("narrow_factors{layer}"), format!("scaled{layer}"));
-            self.graph.floats(&name, &[width], &factors);
-            self.graph.node(ONNX, "Mul", &[&active, &name], &[&scaled], &[]);
-            active = scaled;
-        }
-        let mut rows = narrow;
-        for neuron in extra {
-            rows.extend_from_within(neuron * hidden..(neuron + 1) * hidden);
-        }
-        let narrowed = format!("narrow{layer}");
-        self.multiply(&active, &narrowed, &rows, hidden, None);
-        self.skip_norm(&narrowed, &y, &format!("{from}.output"), &format!("x{}", layer + 1))
+        let out = format!("x{}", layer + 1);
+        self.dense_and_norm(&format!("{from}.output"), &active, intermediate, &y, &out)
     }
 
     fn activate(&mut self, input: &str, bias: &str, layer: usize) -> String {
@@ -239,86 +194,41 @@ impl Compiler<'_> {
         out
     }
 
-    /// `out = input · matrix`, in the chosen number format. `plan` splits the input's outliers first.
-    fn multiply(
-        &mut self,
-        input: &str,
-        out: &str,
-        matrix: &[f32],
-        columns: usize,
-        plan: Option<&OutlierPlan>,
-    ) {
+    /// `out = input · matrix`.
+    fn multiply(&mut self, input: &str, out: &str, matrix: &[f32], columns: usize) {
         let name = format!("{out}_weight");
-        let rows = matrix.len() / columns;
-        if matches!(self.weighting, Weighting::F32 { .. }) {
-            self.graph.floats(&name, &[rows, columns], matrix);
-            self.graph.node(ONNX, "MatMul", &[input, &name], &[out], &[]);
-            return;
-        }
-        let identity = OutlierPlan::identity(rows);
-        let plan = plan.unwrap_or(&identity);
-        let input = self.split_input(input, plan, &name);
-        self.matrix(&name, matrix, columns, plan);
-        let [codes, scale] = ["codes", "scale"].map(|part| format!("{name}_{part}"));
-        self.graph.node(MICROSOFT, "DynamicQuantizeMatMul", &[&input, &codes, &scale], &[out], &[]);
-    }
-
-    /// Divides and repeats the outlier channels of `input`; the name of the result.
-    fn split_input(&mut self, input: &str, plan: &OutlierPlan, name: &str) -> String {
-        if !plan.splits() {
-            return input.to_owned();
-        }
-        let [factors, channels, scaled, copies, joined] =
-            ["factors", "channels", "scaled", "copies", "joined"]
-                .map(|part| format!("{name}_{part}"));
-        let extra: Vec<i64> = plan.extra().into_iter().map(|channel| channel as i64).collect();
-        self.graph.floats(&factors, &[plan.channels()], &plan.factors());
-        self.graph.ints(&channels, &extra, false);
-        self.graph.node(ONNX, "Mul", &[input, &factors], &[&scaled], &[]);
-        self.graph.node(ONNX, "Gather", &[&scaled, &channels], &[&copies], &[Attr::Int("axis", 2)]);
-        self.graph.node(ONNX, "Concat", &[&scaled, &copies], &[&joined], &[Attr::Int("axis", 2)]);
-        joined
-    }
-
-    /// Writes the quantised matrix with its repeated rows; how many rows it has.
-    fn matrix(&mut self, name: &str, matrix: &[f32], columns: usize, plan: &OutlierPlan) -> usize {
-        let mut rows = matrix.to_vec();
-        for channel in plan.extra() {
-            rows.extend_from_slice(&matrix[channel * columns..(channel + 1) * columns]);
-        }
-        let count = rows.len() / columns;
-        let quantised = quantise(&rows, columns);
-        self.graph.bytes(&format!("{name}_codes"), &[count, columns], quantised.codes);
-        self.graph.floats(&format!("{name}_scale"), &[columns], &quantised.scales);
-        count
+        self.graph.floats(&name, &[matrix.len() / columns, columns], matrix);
+        self.graph.node(ONNX, "MatMul", &[input, &name], &[out], &[]);
     }
 
     fn norm_constants(&mut self, from: &str, name: &str) -> Result<(), ModelError> {
-        for part in ["weight", "bias"] {
-            let values = self.weights.tensor(&format!("{from}.{part}"), &[self.spec.hidden])?;
-            self.graph.floats(&format!("{name}_{part}"), &[self.spec.hidden], &values);
-        }
+        let [weight, bias] = self.norm(from)?;
+        self.graph.floats(&format!("{name}_weight"), &[self.spec.hidden], &weight);
+        self.graph.floats(&format!("{name}_bias"), &[self.spec.hidden], &bias);
         Ok(())
     }
 
-    /// `out = LayerNorm(input + bias + skip)`.
-    fn skip_norm(
+    /// `out = LayerNorm(input · matrix + bias + skip)`.
+    fn dense_and_norm(
         &mut self,
-        input: &str,
-        skip: &str,
         from: &str,
+        input: &str,
+        width: usize,
+        skip: &str,
         out: &str,
     ) -> Result<(), ModelError> {
-        let name = format!("norm_{out}");
+        let hidden = self.spec.hidden;
+        let (matrix, bias) = self.dense(from, width, hidden)?;
+        let [product, name] = ["product", "norm"].map(|part| format!("{part}_{out}"));
+        self.multiply(input, &product, &matrix, hidden);
         self.norm_constants(&format!("{from}.LayerNorm"), &name)?;
-        let bias = self.weights.tensor(&format!("{from}.dense.bias"), &[self.spec.hidden])?;
-        self.graph.floats(&format!("{name}_dense_bias"), &[self.spec.hidden], &bias);
+        self.graph.floats(&format!("{name}_dense_bias"), &[hidden], &bias);
         let [weight, norm_bias, dense_bias] =
             ["weight", "bias", "dense_bias"].map(|part| format!("{name}_{part}"));
         self.graph.node(
             MICROSOFT,
             "SkipLayerNormalization",
-            &[input, skip, &weight, &norm_bias, &dense_bias],
+            &[&product, skip, &weight, &norm_bias, &dense_bias],
             &[out],
             &[Attr::Float("epsilon", self.spec.eps)],
         );
@@ -341,7 +251,7 @@ impl Compiler<'_> {
     fn pool(&mut self) {
         let last = format!("x{}", self.spec.layers);
         let token = |graph: &mut GraphWriter, at: i64| {
-            graph.ints("pooled_token", &[at], true);
+            graph.int("pooled_token", at);
             graph.node(
                 ONNX,
                 "Gather",
@@ -362,25 +272,5 @@ impl Compiler<'_> {
         self.graph.node(ONNX, "LpNormalization", &["pooled"], &["sentence_embedding"], &unit);
         let shape = [Dim::Named("batch"), Dim::Fixed(self.spec.hidden)];
         self.graph.output("sentence_embedding", &shape);
-    }
-}
-
-/// A row-major matrix with the given columns repeated at its end.
-fn repeat_columns(matrix: &[f32], columns: usize, extra: &[usize]) -> Vec<f32> {
-    let mut wide = Vec::with_capacity(matrix.len() / columns * (columns + extra.len()));
-    for row in matrix.chunks_exact(columns) {
-        wide.extend_from_slice(row);
-        wide.extend(extra.iter().map(|&column| row[column]));
-    }
-    wide
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn repeated_columns_follow_the_row() {
-        assert_eq!(repeat_columns(&[1., 2., 3., 4.], 2, &[1, 1]), [1., 2., 2., 2., 3., 4., 4., 4.]);
     }
 }

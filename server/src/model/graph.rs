@@ -15,6 +15,9 @@ pub const MICROSOFT: &str = "com.microsoft";
 /// The domain of standard operators.
 pub const ONNX: &str = "";
 
+/// The domain of Flashbulb's own operators.
+pub const FLASHBULB: &str = "flashbulb";
+
 /// A dimension of a graph input or output.
 pub enum Dim {
     /// A fixed length.
@@ -47,17 +50,16 @@ impl GraphWriter {
         self.constant(name, shape, data_type::FLOAT, raw);
     }
 
-    /// An i8 constant of `shape`, row-major, as two's complement bytes.
-    pub fn bytes(&mut self, name: &str, shape: &[usize], values: Vec<u8>) {
+    /// An i8 constant of `shape`, row-major.
+    pub fn bytes(&mut self, name: &str, shape: &[usize], values: &[i8]) {
         debug_assert_eq!(shape.iter().product::<usize>(), values.len(), "{name}");
-        self.constant(name, shape, data_type::INT8, values);
+        let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(name, shape, data_type::INT8, raw);
     }
 
-    /// An i64 constant: a vector, or a scalar when `scalar`.
-    pub fn ints(&mut self, name: &str, values: &[i64], scalar: bool) {
-        let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let shape: &[usize] = if scalar { &[] } else { &[values.len()] };
-        self.constant(name, shape, data_type::INT64, raw);
+    /// An i64 scalar.
+    pub fn int(&mut self, name: &str, value: i64) {
+        self.constant(name, &[], data_type::INT64, value.to_le_bytes().to_vec());
     }
 
     fn constant(&mut self, name: &str, shape: &[usize], data_type: i32, raw: Vec<u8>) {
@@ -101,18 +103,23 @@ impl GraphWriter {
     /// The finished model file.
     pub fn finish(mut self, name: &str) -> Vec<u8> {
         self.graph.name = Some(name.to_owned());
-        let opset = |domain: &str, version| OperatorSetIdProto {
-            domain: Some(domain.to_owned()),
-            version: Some(version),
-        };
+        let mut opsets = vec![opset(ONNX, 17), opset(MICROSOFT, 1)];
+        // A runtime without the operators still opens a graph that uses none of them.
+        if self.graph.node.iter().any(|node| node.domain.as_deref() == Some(FLASHBULB)) {
+            opsets.push(opset(FLASHBULB, 1));
+        }
         ModelProto {
             ir_version: Some(8),
             producer_name: Some("flashbulb".to_owned()),
             graph: Some(self.graph),
-            opset_import: vec![opset(ONNX, 17), opset(MICROSOFT, 1)],
+            opset_import: opsets,
         }
         .encode_to_vec()
     }
+}
+
+fn opset(domain: &str, version: i64) -> OperatorSetIdProto {
+    OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) }
 }
 
 fn attribute(attr: &Attr<'_>) -> AttributeProto {

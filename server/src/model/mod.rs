@@ -7,6 +7,7 @@
 mod bert;
 mod error;
 mod graph;
+mod int8;
 mod proto;
 mod quant;
 mod spec;
@@ -14,6 +15,8 @@ mod weights;
 
 pub use bert::{CompileOptions, GRAPH_VERSION, Weighting, compile, probe_name};
 pub use error::ModelError;
+pub use graph::FLASHBULB;
+pub use int8::{ENCODER_LAYER, shape as encoder_layer_shape};
 pub use quant::{OutlierPlan, Site};
 pub use spec::{Activation, Architecture, ModelSource, ModelSpec, Pooling};
 pub use weights::Weights;

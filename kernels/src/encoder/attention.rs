@@ -1,0 +1,124 @@
+//! Self-attention of one text: every token over every token, head by head, in f32.
+//!
+//! Invariant: a token's result is summed in the order of the tokens, whatever else is computed beside it.
+
+use super::math::{LANES, each, softmax};
+
+/// Query rows that share one pass over the keys.
+const QUERIES: usize = 4;
+
+/// Where a text's queries, keys and values lie: rows of `stride` floats with `hidden` of each, one behind the other.
+#[derive(Clone, Copy)]
+pub(super) struct Projected<'a> {
+    pub values: &'a [f32],
+    pub stride: usize,
+    pub hidden: usize,
+    pub heads: usize,
+    pub tokens: usize,
+}
+
+impl<'a> Projected<'a> {
+    /// `part` 0 is the query, 1 the key, 2 the value.
+    #[inline(always)]
+    fn row(&self, part: usize, token: usize, head: usize) -> &'a [f32] {
+        let width = self.hidden / self.heads;
+        &self.values[token * self.stride + part * self.hidden + head * width..][..width]
+    }
+}
+
+/// Buffers that are kept between texts.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    /// One head's keys, transposed: `[width, tokens padded to lanes]`.
+    keys: Vec<f32>,
+    /// Scores of [`QUERIES`] rows.
+    scores: Vec<f32>,
+}
+
+/// Writes the heads' results side by side into `out`, `[tokens, hidden]`.
+#[inline(always)]
+pub(super) fn attend(projected: Projected<'_>, buffers: &mut Buffers, out: &mut [f32]) {
+    let Projected { hidden, heads, tokens, .. } = projected;
+    let width = hidden / heads;
+    let padded = tokens.next_multiple_of(LANES);
+    let scale = 1.0 / (width as f32).sqrt();
+    buffers.keys.clear();
+    buffers.keys.resize(width * padded, 0.0);
+    buffers.scores.clear();
+    buffers.scores.resize(QUERIES * padded, 0.0);
+    for head in 0..heads {
+        for token in 0..tokens {
+            for (at, value) in projected.row(1, token, head).iter().enumerate() {
+                buffers.keys[at * padded + token] = *value;
+            }
+        }
+        let mut token = 0;
+        while token < tokens {
+            let take = (tokens - token).min(QUERIES);
+            match take {
+                QUERIES => score::<QUERIES>(projected, head, token, buffers, padded),
+                3 => score::<3>(projected, head, token, buffers, padded),
+                2 => score::<2>(projected, head, token, buffers, padded),
+                _ => score::<1>(projected, head, token, buffers, padded),
+            }
+            for (at, scores) in buffers.scores.chunks_exact_mut(padded).take(take).enumerate() {
+                let scores = &mut scores[..tokens];
+                softmax(scores, scale);
+                let out = &mut out[(token + at) * hidden + head * width..][..width];
+                mix(projected, head, scores, out);
+            }
+            token += take;
+        }
+    }
+}
+
+/// The products of `R` queries with every key.
+#[inline(always)]
+fn score<const R: usize>(
+    projected: Projected<'_>,
+    head: usize,
+    token: usize,
+    buffers: &mut Buffers,
+    padded: usize,
+) {
+    let mut queries: [&[f32]; R] = [&[]; R];
+    for (at, query) in queries.iter_mut().enumerate() {
+        *query = projected.row(0, token + at, head);
+    }
+    for block in 0..padded / LANES {
+        let mut sums = [[0.0f32; LANES]; R];
+        for (at, keys) in buffers.keys.chunks_exact(padded).enumerate() {
+            let keys: &[f32; LANES] = keys[block * LANES..].first_chunk().unwrap_or(&[0.0; LANES]);
+            for (sums, query) in sums.iter_mut().zip(&queries) {
+                let query = query[at];
+                *sums = each(|lane| query.mul_add(keys[lane], sums[lane]));
+            }
+        }
+        for (row, sums) in buffers.scores.chunks_exact_mut(padded).zip(&sums) {
+            row[block * LANES..][..LANES].copy_from_slice(sums);
+        }
+    }
+}
+
+/// The values of all tokens, weighted.
+#[inline(always)]
+fn mix(projected: Projected<'_>, head: usize, weights: &[f32], out: &mut [f32]) {
+    let (blocks, tail) = out.as_chunks_mut::<LANES>();
+    let whole = blocks.len() * LANES;
+    for (at, block) in blocks.iter_mut().enumerate() {
+        let mut sums = [0.0f32; LANES];
+        for (token, &weight) in weights.iter().enumerate() {
+            let values = &projected.row(2, token, head)[at * LANES..];
+            let values: &[f32; LANES] = values.first_chunk().unwrap_or(&[0.0; LANES]);
+            sums = each(|lane| weight.mul_add(values[lane], sums[lane]));
+        }
+        *block = sums;
+    }
+    for (at, out) in tail.iter_mut().enumerate() {
+        let mut sum = 0.0f32;
+        for (token, &weight) in weights.iter().enumerate() {
+            sum = weight.mul_add(projected.row(2, token, head)[whole + at], sum);
+        }
+        *out = sum;
+    }
+}

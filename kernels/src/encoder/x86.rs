@@ -1,0 +1,172 @@
+//! The layer on AVX2 and AVX-512.
+//!
+//! Invariant: as in the sibling modules of [`crate::x86`], a function is called only after its features were found.
+//! AVX-512 is compiled everywhere on x86-64 and has so far been run on no machine.
+
+use std::arch::x86_64::{
+    __m256i, __m512i, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
+    _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
+    _mm512_setzero_si512, _mm512_storeu_si512,
+};
+
+use super::forward::{self, Scratch};
+use super::linear::{INPUT_BLOCK, Level, PANEL, STEP};
+use super::pack::Layer;
+use crate::{CACHE_LINE, prefetch_line};
+
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn layer_avx2(
+    layer: &Layer<'_>,
+    input: &[f32],
+    output: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    forward::layer::<Avx2>(layer, input, output, scratch);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(super) fn layer_avx512(
+    layer: &Layer<'_>,
+    input: &[f32],
+    output: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    forward::layer::<Avx512>(layer, input, output, scratch);
+}
+
+/// Named only by [`layer_avx2`], which rests on the features.
+struct Avx2;
+
+impl Level for Avx2 {
+    #[inline(always)]
+    fn tile<const R: usize>(
+        rows: [&[[u8; INPUT_BLOCK]]; R],
+        panel: &[[i8; STEP]],
+    ) -> [[i32; PANEL]; R] {
+        // SAFETY: only code inside `layer_avx2` uses this level, and its features cover these.
+        unsafe { tile_avx2(rows, panel) }
+    }
+}
+
+/// Named only by [`layer_avx512`], which rests on the features.
+struct Avx512;
+
+impl Level for Avx512 {
+    #[inline(always)]
+    fn tile<const R: usize>(
+        rows: [&[[u8; INPUT_BLOCK]]; R],
+        panel: &[[i8; STEP]],
+    ) -> [[i32; PANEL]; R] {
+        // SAFETY: only code inside `layer_avx512` uses this level, and its features cover these.
+        unsafe { tile_avx512(rows, panel) }
+    }
+}
+
+/// How far ahead weights are asked for, in bytes: they come from the last-level cache or from memory, in order, and the
+/// hardware's own prefetcher stops at each page. Measured on Zen 3: a fifth of the time of 16 tokens.
+const AHEAD: usize = 2048;
+
+#[inline(always)]
+fn prefetch(step: &[i8; STEP]) {
+    let ahead = step.as_ptr().wrapping_add(AHEAD);
+    prefetch_line(ahead);
+    prefetch_line(ahead.wrapping_add(CACHE_LINE));
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn load_256(source: &[i8; 32]) -> __m256i {
+    // SAFETY: the array holds the 32 bytes read; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(source.as_ptr().cast::<__m256i>()) }
+}
+
+/// Four codes of a row in every lane.
+#[inline(always)]
+fn group(codes: &[u8; INPUT_BLOCK], at: usize) -> i32 {
+    let [a, b, c, d] = [codes[4 * at], codes[4 * at + 1], codes[4 * at + 2], codes[4 * at + 3]];
+    i32::from_le_bytes([a, b, c, d])
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn tile_avx2<const R: usize>(
+    rows: [&[[u8; INPUT_BLOCK]]; R],
+    panel: &[[i8; STEP]],
+) -> [[i32; PANEL]; R] {
+    for row in rows {
+        assert_eq!(row.len(), panel.len());
+    }
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [[_mm256_setzero_si256(); 2]; R];
+    for (block, step) in panel.iter().enumerate() {
+        prefetch(step);
+        let (quarters, _) = step.as_chunks::<32>();
+        let [a0, a1, b0, b1] = [0, 1, 2, 3].map(|at| &quarters[at]);
+        let [a0, a1, b0, b1] = [load_256(a0), load_256(a1), load_256(b0), load_256(b1)];
+        for (row, sums) in rows.iter().zip(&mut sums) {
+            let first = _mm256_set1_epi32(group(&row[block], 0));
+            let second = _mm256_set1_epi32(group(&row[block], 1));
+            for (codes, weights) in [(first, [a0, a1]), (second, [b0, b1])] {
+                for (sum, weights) in sums.iter_mut().zip(weights) {
+                    // In 16 bits: see the module's head for why the pairs fit.
+                    let pairs = _mm256_maddubs_epi16(codes, weights);
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
+                }
+            }
+        }
+    }
+    let mut out = [[0i32; PANEL]; R];
+    for (out, sums) in out.iter_mut().zip(sums) {
+        let to = out.as_mut_ptr().cast::<__m256i>();
+        // SAFETY: the array holds the 64 bytes of both stores, which need no alignment.
+        unsafe {
+            _mm256_storeu_si256(to, sums[0]);
+            _mm256_storeu_si256(to.add(1), sums[1]);
+        }
+    }
+    out
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+fn load_512(source: &[i8; 64]) -> __m512i {
+    // SAFETY: the array holds the 64 bytes read; the load needs no alignment.
+    unsafe { _mm512_loadu_si512(source.as_ptr().cast::<__m512i>()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+fn tile_avx512<const R: usize>(
+    rows: [&[[u8; INPUT_BLOCK]]; R],
+    panel: &[[i8; STEP]],
+) -> [[i32; PANEL]; R] {
+    for row in rows {
+        assert_eq!(row.len(), panel.len());
+    }
+    // Two sums a row, one for each group of a block, hide the latency of four.
+    let mut sums = [[_mm512_setzero_si512(); 2]; R];
+    for (block, step) in panel.iter().enumerate() {
+        prefetch(step);
+        let (halves, _) = step.as_chunks::<64>();
+        let (a, b) = (load_512(&halves[0]), load_512(&halves[1]));
+        for (row, sums) in rows.iter().zip(&mut sums) {
+            let first = _mm512_set1_epi32(group(&row[block], 0));
+            let second = _mm512_set1_epi32(group(&row[block], 1));
+            sums[0] = _mm512_dpbusd_epi32(sums[0], first, a);
+            sums[1] = _mm512_dpbusd_epi32(sums[1], second, b);
+        }
+    }
+    let mut out = [[0i32; PANEL]; R];
+    for (out, sums) in out.iter_mut().zip(sums) {
+        let mut halves = [[0i32; PANEL]; 2];
+        for (half, sum) in halves.iter_mut().zip(sums) {
+            // SAFETY: the array holds the 64 bytes written; the store needs no alignment.
+            unsafe { _mm512_storeu_si512(half.as_mut_ptr().cast::<__m512i>(), sum) };
+        }
+        for lane in 0..PANEL {
+            out[lane] = halves[0][lane] + halves[1][lane];
+        }
+    }
+    out
+}
