@@ -161,6 +161,9 @@ pub struct Patch {
     pub meta: Option<Option<String>>,
     /// New vectors of the caller's own.
     pub vectors: Option<Vec<Vec<f32>>>,
+    /// What the model made of `text`, so that the new version can be found at once. Without it, and without vectors of
+    /// the caller's own, a new text waits to be embedded.
+    pub text_vectors: Option<Vec<Vec<f32>>>,
 }
 
 /// The outcome of an update.

@@ -130,6 +130,61 @@ fn a_space_grows_from_scan_to_graph_and_comes_back_after_a_restart() {
     assert!(recall(&store, &live, 50_000..50_050) >= 0.97);
 }
 
+#[test]
+fn no_space_waits_for_the_backlog_of_another() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path()).unwrap();
+    for (name, count) in [("long", 100u64), ("short", 2), ("middle", 6)] {
+        let mut waiting = items(0..count);
+        waiting.iter_mut().for_each(|item| item.vectors = None);
+        store.add(&SpaceName::parse(name).unwrap(), waiting, OnConflict::Error).unwrap();
+    }
+    let of = |pending: &[(SpaceName, Seq)], name: &str| -> Vec<u64> {
+        pending.iter().filter(|(space, _)| space.as_str() == name).map(|(_, seq)| seq.0).collect()
+    };
+    let pending = store.pending(12);
+    assert_eq!(pending.len(), 12);
+    assert_eq!(of(&pending, "short"), [1, 2]);
+    assert_eq!(of(&pending, "middle")[..4], [1, 2, 3, 4]);
+    assert_eq!(of(&pending, "long")[..4], [1, 2, 3, 4]);
+    assert!(of(&pending[..6], "short").len() == 2, "in turn: {pending:?}");
+    assert_eq!(store.pending(1000).len(), 108, "all of them where there is room");
+    assert!(store.pending(0).is_empty());
+    assert_eq!(store.pending(1).len(), 1);
+}
+
+/// What is only in the log has no other copy: verifying must read it.
+#[test]
+fn verify_reads_the_log_of_an_open_store() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path()).unwrap();
+    fill(&store, 100);
+    let sound = store.verify().unwrap();
+    assert!(sound.problems.is_empty() && sound.log_records > 0, "{sound:?}");
+    assert_eq!((sound.files, sound.memories), (0, 100), "nothing is sealed yet");
+
+    let written = |path: &Path| std::fs::read(path).unwrap().windows(7).any(|w| w == b"note 50");
+    let mut files = std::fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().path());
+    let log = files.find(|path| written(path)).expect("the texts are in a log file");
+    let bytes = std::fs::read(&log).unwrap();
+    let at = bytes.windows(7).position(|w| w == b"note 50").unwrap();
+    let mut flipped = bytes.clone();
+    flipped[at] ^= 1;
+    std::fs::write(&log, &flipped).unwrap();
+    let problems = store.verify().unwrap().problems;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains(log.file_name().unwrap().to_str().unwrap()), "{problems:?}");
+
+    // The acknowledged end is gone, and what is left is sound in itself.
+    let mut cut = bytes.clone();
+    cut[at..].fill(0);
+    std::fs::write(&log, &cut).unwrap();
+    let problems = store.verify().unwrap().problems;
+    assert!(problems.iter().any(|p| p.contains("was acknowledged")), "{problems:?}");
+    std::fs::write(&log, &bytes).unwrap();
+    assert!(store.verify().unwrap().problems.is_empty());
+}
+
 /// Rotates the log many times while upkeep prepares the next file: the two once met at one file name.
 #[test]
 fn upkeep_never_takes_a_log_file_from_under_the_writer() {
@@ -295,7 +350,11 @@ fn readers_never_see_a_half_written_or_deleted_memory() {
             }
         }),
     ];
-    std::thread::sleep(Duration::from_secs(3));
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        let report = store.verify().unwrap();
+        assert!(report.problems.is_empty(), "while written: {:?}", report.problems);
+    }
     stop.store(true, Ordering::Relaxed);
     for t in threads {
         t.join().unwrap();

@@ -189,6 +189,34 @@ fn fresh(
     })
 }
 
+/// The log files behind the checkpoint of `manifest`, ascending, out of `wals`.
+fn log_files(
+    disk: &dyn Disk,
+    dir: &Path,
+    manifest: &Manifest,
+    wals: &[u64],
+) -> Result<Vec<u64>, Error> {
+    let Some(first) = manifest.first_wal else { return Ok(Vec::new()) };
+    let ours = wal::files_of(disk, dir, wals, first, manifest.epoch)?;
+    if ours.first() != Some(&first) {
+        let path = dir.join(wal::file_name(first));
+        return Err(Error::corrupt(path, 0, "the log file that the manifest names is missing"));
+    }
+    Ok(ours)
+}
+
+/// Reads the log of an open store: how many records it holds, and the last one of a whole batch.
+pub(super) fn read_log(
+    disk: &dyn Disk,
+    dir: &Path,
+    manifest: &Manifest,
+) -> Result<(u64, Lsn), Error> {
+    let wals = Listing::of(disk, dir)?.wals;
+    let ours = log_files(disk, dir, manifest, &wals)?;
+    let scan = wal::scan(disk, dir, &ours, Lsn(manifest.checkpoint_lsn))?;
+    Ok((scan.records, scan.last_lsn))
+}
+
 fn check_model(manifest: &Manifest, options: &StoreOptions) -> Result<(), Error> {
     if manifest.fingerprint != options.fingerprint {
         return Err(Error::FingerprintMismatch {
@@ -295,11 +323,9 @@ impl Loading {
     /// Reads the log behind the manifest's checkpoint.
     fn scan_log(&mut self, old: &Manifest, wals: &[u64]) -> Result<(Vec<Batch>, Lsn), Error> {
         let checkpoint = Lsn(old.checkpoint_lsn);
-        let Some(first) = old.first_wal else { return Ok((Vec::new(), checkpoint)) };
-        let ours = wal::files_of(&*self.disk, &self.dir, wals, first, old.epoch)?;
-        if ours.first() != Some(&first) {
-            let path = self.dir.join(wal::file_name(first));
-            return Err(Error::corrupt(path, 0, "the log file that the manifest names is missing"));
+        let ours = log_files(&*self.disk, &self.dir, old, wals)?;
+        if ours.is_empty() {
+            return Ok((Vec::new(), checkpoint));
         }
         // What an earlier process wrote but never synced may still be only in the cache: make it durable before
         // building on it.

@@ -247,7 +247,7 @@ impl Store {
             session: patch.session.unwrap_or(old.session),
             ts_ms: patch.ts_ms.unwrap_or(old.ts_ms),
             meta: patch.meta.unwrap_or(old.meta),
-            vectors: patch.vectors,
+            vectors: patch.vectors.or(patch.text_vectors.filter(|_| !same_text)),
         };
         let mut valid = self.validate(vec![memory])?;
         let Some(mut item) = valid.pop() else { return Err(missing()) };
@@ -329,17 +329,32 @@ impl Store {
         Ok(dropped)
     }
 
-    /// Up to `limit` memories without vectors, oldest first within each space.
+    /// Up to `limit` memories without vectors: the oldest of each space in turn, so that no space waits for another's
+    /// backlog.
     pub fn pending(&self, limit: usize) -> Vec<(SpaceName, Seq)> {
-        let mut out = Vec::new();
-        let mut waiting = self.waiting.lock();
-        waiting.retain(|_, space| {
-            let Some(space) = space.upgrade() else { return false };
-            let seqs = space.pending(limit.saturating_sub(out.len()));
-            out.extend(seqs.into_iter().map(|seq| (space.name.clone(), seq)));
-            space.pending_len() > 0
+        let mut spaces = Vec::new();
+        self.waiting.lock().retain(|_, space| {
+            let space = space.upgrade().filter(|space| space.pending_len() > 0);
+            let waits = space.is_some();
+            spaces.extend(space);
+            waits
         });
-        out
+        let share = limit.div_ceil(spaces.len().max(1));
+        let mut lists: Vec<Vec<Seq>> = spaces.iter().map(|space| space.pending(share)).collect();
+        let mut room = limit.saturating_sub(lists.iter().map(Vec::len).sum());
+        // What some spaces leave of their shares goes to those that have more.
+        for (space, list) in spaces.iter().zip(&mut lists).filter(|(_, list)| list.len() == share) {
+            if room > 0 {
+                *list = space.pending(share + room);
+                room -= list.len().saturating_sub(share).min(room);
+            }
+        }
+        let longest = lists.iter().map(Vec::len).max().unwrap_or(0);
+        let in_turn = (0..longest).flat_map(|at| {
+            let one_each = spaces.iter().zip(&lists);
+            one_each.filter_map(move |(space, list)| Some((space.name.clone(), *list.get(at)?)))
+        });
+        in_turn.take(limit).collect()
     }
 
     /// The vectors of a memory of this space with exactly this text, if one has them.

@@ -370,7 +370,7 @@ pub struct Delete {
 /// `import`.
 #[derive(Debug, Args)]
 pub struct Import {
-    /// The file, or a folder of Claude Code logs
+    /// The file, or a folder of Claude Code logs; `-` reads stdin
     #[arg(value_hint = ValueHint::AnyPath)]
     pub path: PathBuf,
     #[command(flatten)]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tempfile::NamedTempFile;
 
 use super::args::{self, FormatArg};
 use super::exit::{CliError, Exit};
@@ -41,7 +42,9 @@ struct Summary<'a> {
 /// `flashbulb import`
 pub fn import(context: &Context, args: &args::Import) -> Result<Exit, CliError> {
     let started = Instant::now();
-    let mut source = import::open(&args.path, format(args.format))?;
+    let piped = (args.path.as_os_str() == "-").then(from_stdin).transpose()?;
+    let path = piped.as_ref().map_or(args.path.as_path(), NamedTempFile::path);
+    let mut source = import::open(path, format(args.format))?;
     let found = source.format();
     let bar = progress::bytes(source.bytes_total(), "importing");
     let mut on_progress = |progress: &import::Progress<'_>| {
@@ -74,6 +77,17 @@ pub fn import(context: &Context, args: &args::Import) -> Result<Exit, CliError> 
     };
     context.out.print(&summary, |out| write_summary(out, &summary))?;
     Ok(Exit::Ok)
+}
+
+/// Stdin in a file: a format is found by looking at the beginning, and some are read twice.
+fn from_stdin() -> Result<NamedTempFile, CliError> {
+    let copy = || -> std::io::Result<NamedTempFile> {
+        let mut file = NamedTempFile::new()?;
+        std::io::copy(&mut std::io::stdin().lock(), &mut file)?;
+        file.flush()?;
+        Ok(file)
+    };
+    copy().map_err(|error| CliError::invalid(format!("cannot read stdin: {error}")))
 }
 
 fn format(format: FormatArg) -> Option<Format> {

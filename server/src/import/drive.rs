@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Serialize;
 
 use super::{Entry, ImportError, Item, SkipReason, Source};
+use crate::rpc;
 
 /// What became of items handed to a sink.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -211,29 +212,10 @@ fn over_limit(item: &Item, limits: &Limits) -> Option<SkipReason> {
         && length(&item.role) <= limits.role_bytes
         && length(&item.session) <= limits.session_bytes
         && item.meta.as_ref().is_none_or(|meta| {
-            meta.get().len() <= limits.meta_bytes && depth(meta.get()) <= limits.meta_depth
+            meta.get().len() <= limits.meta_bytes
+                && rpc::depth(meta.get().as_bytes()) <= limits.meta_depth
         });
     (!fields_fit).then_some(SkipReason::FieldTooLong)
-}
-
-/// Levels of nesting of a JSON text.
-fn depth(json: &str) -> usize {
-    let (mut depth, mut deepest) = (0usize, 0);
-    let (mut in_string, mut escaped) = (false, false);
-    for byte in json.bytes() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => in_string = !in_string,
-            b'{' | b'[' if !in_string => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
 }
 
 #[derive(Default)]

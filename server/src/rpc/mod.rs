@@ -7,6 +7,7 @@
 //! It must not know the store, the model, sockets or threads: it turns bytes into typed calls and typed results into
 //! bytes. Sources: the JSON-RPC 2.0 specification and the OpenRPC 1.3.2 specification.
 
+mod depth;
 pub mod error;
 pub mod frame;
 pub mod limits;
@@ -16,6 +17,7 @@ pub mod results;
 pub mod table;
 pub mod time;
 
+pub use depth::depth;
 pub use error::{ErrorCode, RpcError};
 pub use limits::Limits;
 pub use table::{Call, Method};

@@ -55,7 +55,13 @@ pub fn may_overtake(items: &[NewMemory]) -> bool {
 /// Whether an add is small enough to be embedded at once.
 #[must_use]
 pub fn is_small(items: &[NewMemory]) -> bool {
-    items.len() <= INLINE_ITEMS && items.iter().all(|item| item.text.len() <= INLINE_TEXT_BYTES)
+    items.len() <= INLINE_ITEMS && items.iter().all(|item| is_small_text(&item.text))
+}
+
+/// Whether a text is small enough to be embedded at once.
+#[must_use]
+pub fn is_small_text(text: &str) -> bool {
+    text.len() <= INLINE_TEXT_BYTES
 }
 
 #[cfg(test)]

@@ -100,27 +100,32 @@ fn added_item(item: engine::AddedItem) -> AddedItem {
     }
 }
 
+/// The vectors of one small text from the space itself or from the interactive lane; `None` leaves it to the bulk lane.
+fn embed_or_leave(context: &Context, space: &SpaceName, text: &str) -> Option<Vec<Vec<f32>>> {
+    let service = &context.service;
+    if let Ok(Some(vectors)) = service.store.vectors_of_text(space, text) {
+        count(&service.counters.texts_reused, 1);
+        return Some(vectors);
+    }
+    let deadline = context.arrived() + Duration::from_millis(service.limits.searchable_wait_ms);
+    match service.interactive.embed_document(text, deadline) {
+        Ok(embedded) => Some(embedded.vectors),
+        Err(error) => {
+            tracing::warn!(%error, "a text is left to the bulk lane");
+            None
+        }
+    }
+}
+
 /// Embeds a small add in the interactive lane; what could not be is left to the bulk lane.
 fn embed_inline(context: &Context, space: &SpaceName, added: &Added, texts: &[String]) -> Vec<Seq> {
     let service = &context.service;
-    let deadline = context.arrived() + Duration::from_millis(service.limits.searchable_wait_ms);
     let mut left = Vec::new();
     let mut ready = Vec::new();
-    for (item, text) in added.items.iter().zip(texts) {
-        if !item.needs_vectors {
-            continue;
-        }
-        if let Ok(Some(vectors)) = service.store.vectors_of_text(space, text) {
-            count(&service.counters.texts_reused, 1);
-            ready.push((item.seq, vectors));
-            continue;
-        }
-        match service.interactive.embed_document(text, deadline) {
-            Ok(embedded) => ready.push((item.seq, embedded.vectors)),
-            Err(error) => {
-                tracing::warn!(%error, "an add is left to the bulk lane");
-                left.push(item.seq);
-            }
+    for (item, text) in added.items.iter().zip(texts).filter(|(item, _)| item.needs_vectors) {
+        match embed_or_leave(context, space, text) {
+            Some(vectors) => ready.push((item.seq, vectors)),
+            None => left.push(item.seq),
         }
     }
     let seqs: Vec<Seq> = ready.iter().map(|(seq, _)| *seq).collect();
@@ -271,9 +276,13 @@ pub fn update(context: &Context, params: UpdateParams) -> Result<UpdateResult, R
     let service = &context.service;
     let space = validate::space(&params.space)?;
     validate::id("id", &params.id, &service.limits)?;
-    let patch = validate::patch(params.patch, &service.limits)?;
-    if patch.text.is_some() && patch.vectors.is_none() {
+    let mut patch = validate::patch(params.patch, &service.limits)?;
+    if let (Some(text), None) = (&patch.text, &patch.vectors) {
         check_pending(service, true)?;
+        // With its vectors the new version replaces the old one without a moment in which neither is found.
+        if lanes::is_small_text(text) {
+            patch.text_vectors = embed_or_leave(context, &space, text);
+        }
     }
     let updated = service
         .store

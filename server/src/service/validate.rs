@@ -5,7 +5,7 @@
 
 use crate::rpc::params::{NewItem, PatchParams, TimeParams};
 use crate::rpc::time::TsMs;
-use crate::rpc::{Limits, RpcError};
+use crate::rpc::{self, Limits, RpcError};
 use flashbulb_engine::{Filter, NewMemory, Patch, SpaceName, TimeRange};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -72,7 +72,7 @@ pub(crate) fn meta(field: &str, raw: &str, limits: &Limits) -> Result<String, Rp
     if !raw.starts_with('{') {
         return Err(RpcError::invalid(field, "must be a JSON object or null"));
     }
-    let depth = depth(raw.as_bytes());
+    let depth = rpc::depth(raw.as_bytes());
     if depth > limits.meta_depth {
         return Err(RpcError::over_limit(field, depth, limits.meta_depth, "levels of nesting"));
     }
@@ -80,25 +80,6 @@ pub(crate) fn meta(field: &str, raw: &str, limits: &Limits) -> Result<String, Rp
         .map_err(|error| RpcError::invalid(field, format!("not usable JSON: {error}")))?;
     // Raw line breaks can only stand between tokens, and an answer is one line.
     Ok(raw.replace(['\n', '\r'], " "))
-}
-
-/// Levels of nesting of a valid JSON text, without recursion.
-fn depth(json: &[u8]) -> usize {
-    let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
-    for &byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'{' | b'[' if !in_string => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
 }
 
 /// The items of an `add`, with ids and times made where they were left out.
@@ -167,6 +148,7 @@ pub(crate) fn patch(patch: PatchParams, limits: &Limits) -> Result<Patch, RpcErr
         ts_ms: patch.ts.map(|ts| ts.0),
         meta,
         vectors: patch.vector.map(|vector| vec![vector]),
+        text_vectors: None,
     };
     let nothing = changed.text.is_none()
         && changed.role.is_none()
@@ -285,18 +267,6 @@ mod tests {
         assert_eq!(meta("meta", "{\n\"a\":1\r\n}", &limits).unwrap(), "{ \"a\":1  }");
         for bad in [r#"{"a":"\ud800"}"#, r#"{"a":1e999}"#] {
             assert!(meta("meta", bad, &limits).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn depth_ignores_brackets_in_strings() {
-        for (json, want) in [
-            ("{}", 1),
-            (r#"{"a":"[[[[","b":[1]}"#, 2),
-            (r#"{"a":"\"[[","b":{"c":[[]]}}"#, 4),
-            (r#"{"a\\":[]}"#, 2),
-        ] {
-            assert_eq!(depth(json.as_bytes()), want, "{json}");
         }
     }
 

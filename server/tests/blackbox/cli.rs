@@ -55,11 +55,17 @@ impl Ran {
 /// Runs the program with arguments, without a terminal and with a limit.
 #[track_caller]
 pub fn program<I: AsRef<OsStr>>(args: impl IntoIterator<Item = I>) -> Ran {
+    reading(Stdio::null(), args)
+}
+
+/// As [`program`], with something on stdin.
+#[track_caller]
+pub fn reading<I: AsRef<OsStr>>(stdin: Stdio, args: impl IntoIterator<Item = I>) -> Ran {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let open = |name: &str| File::create(dir.path().join(name)).expect("a file");
     let mut child = Command::new(PROGRAM)
         .args(args)
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(open("out"))
         .stderr(open("err"))
         .spawn()

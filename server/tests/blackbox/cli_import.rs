@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::cli::cli;
+use crate::cli::{cli, reading};
 use crate::client::Conn;
 use crate::daemon::shared;
 use crate::data::{T0, add, found, list_all, space, vector};
@@ -192,6 +192,24 @@ fn each_format_is_recognised_and_imported_once() {
             all,
             "{label}: importing again changes nothing: {again}"
         );
+    }
+}
+
+#[test]
+fn stdin_is_imported_like_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut conn = shared().conn();
+    for source in [openai(dir.path()), plain(dir.path())] {
+        let space = space("piped");
+        let socket = shared().socket.to_str().unwrap();
+        let args = ["import", "--socket", socket, "--space", &space, "-", "--json"];
+        let piped = || reading(fs::File::open(&source.path).unwrap().into(), args).succeeded();
+        piped();
+        let all = held(&mut conn, &space);
+        assert_eq!(all.len(), source.want.len(), "{}", source.label);
+        piped();
+        import(&source, &space, &[]);
+        assert_eq!(held(&mut conn, &space), all, "{}: the same ids as from the file", source.label);
     }
 }
 

@@ -4,14 +4,12 @@
 
 use std::collections::BTreeSet;
 use std::thread;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::daemon::shared;
 use crate::data::{
-    NOTES, add, counts, eventually, found, ids, list_all, notes_space, seqs, space, vector,
-    vector_space,
+    NOTES, add, counts, found, ids, list_all, notes_space, seqs, space, vector, vector_space,
 };
 
 #[test]
@@ -194,9 +192,11 @@ fn update_of_text_changes_what_is_found() {
     let result =
         conn.ok("memory.update", json!({"space": space, "id": "n4", "patch": {"text": text}}));
     assert!(counts(&result, 1), "{result}");
-    eventually("the new text is found", Duration::from_secs(10), || {
-        found(&mut conn, &space, "a bird and hot water", 1) == ["n4"]
-    });
+    assert_eq!(
+        found(&mut conn, &space, "a bird and hot water", 1),
+        ["n4"],
+        "a short new text is found as soon as the update is answered"
+    );
     let trains = conn
         .ok("memory.search", json!({"space": space, "query": NOTES[4], "k": 10, "mode": "dense"}))
         ["hits"]
