@@ -2,6 +2,9 @@
 //!
 //! Invariant: latency counts from the scheduled moment, so a stalled server cannot hide the requests that waited for it
 //! (coordinated omission; Tene, "How NOT to Measure Latency"). Errors and timeouts count as misses, never dropped.
+//! The generator shares the processors with what it measures: its threads, which hardly compute, take real-time priority
+//! where the machine permits, so that they are not late because the service is at work. What remains of their lag is the
+//! machine's.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,9 +14,14 @@ use flashbulb::client::Client;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde_json::{Value, json};
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy,
+    set_thread_priority_and_policy, thread_native_id, thread_schedule_policy,
+};
 
 use crate::Failure;
 use crate::data::poisson_gaps;
+use crate::machine::ProcessorTime;
 
 /// Connections that share the load; enough that a due request rarely finds none free.
 const CONNECTIONS: usize = 8;
@@ -42,6 +50,10 @@ pub struct Outcome {
     pub embed: Histogram<u64>,
     pub dense: Histogram<u64>,
     pub seconds: f64,
+    /// Whether every thread of the generator had real-time priority.
+    pub realtime: bool,
+    /// The share of processor time that other guests of the host took meanwhile, as the kernel counts it.
+    pub stolen: Option<f64>,
 }
 
 /// An [`Outcome`] for a report; microseconds.
@@ -52,6 +64,8 @@ pub struct Summary {
     pub sent: usize,
     pub misses: usize,
     pub void: bool,
+    pub realtime: bool,
+    pub stolen: Option<f64>,
     pub response: Percentiles,
     pub service: Percentiles,
     pub lag: Percentiles,
@@ -103,12 +117,15 @@ impl Outcome {
             embed: histogram()?,
             dense: histogram()?,
             seconds: 0.0,
+            realtime: true,
+            stolen: None,
         })
     }
 
     fn merge(&mut self, other: &Outcome) -> Result<(), Failure> {
         self.sent += other.sent;
         self.misses += other.misses;
+        self.realtime &= other.realtime;
         self.response.add(&other.response)?;
         self.service.add(&other.service)?;
         self.lag.add(&other.lag)?;
@@ -126,6 +143,8 @@ impl Outcome {
             sent: self.sent,
             misses: self.misses,
             void: late,
+            realtime: self.realtime,
+            stolen: self.stolen,
             response: Percentiles::of(&self.response),
             service: Percentiles::of(&self.service),
             lag: Percentiles::of(&self.lag),
@@ -152,6 +171,7 @@ pub fn offer(load: &Load<'_>) -> Result<Outcome, Failure> {
     let next = AtomicUsize::new(0);
     let begun = Instant::now() + Duration::from_millis(50);
     let mut total = Outcome::new()?;
+    let before = ProcessorTime::read();
     let workers: Vec<Result<Outcome, Failure>> = std::thread::scope(|scope| {
         let handles: Vec<_> =
             (0..CONNECTIONS).map(|_| scope.spawn(|| worker(load, &due, &next, begun))).collect();
@@ -164,7 +184,17 @@ pub fn offer(load: &Load<'_>) -> Result<Outcome, Failure> {
         total.merge(&outcome?)?;
     }
     total.seconds = begun.elapsed().as_secs_f64();
+    total.stolen = before.zip(ProcessorTime::read()).and_then(|(a, b)| b.stolen_since(&a));
     Ok(total)
+}
+
+/// Takes the lowest real-time priority, above everything ordinary, and says whether the system gave it.
+fn take_realtime_priority() -> bool {
+    let fifo = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+    let lowest = ThreadPriorityValue::try_from(0u8).map(ThreadPriority::Crossplatform);
+    let lowest = lowest.unwrap_or(ThreadPriority::Min);
+    set_thread_priority_and_policy(thread_native_id(), lowest, fifo).is_ok()
+        && thread_schedule_policy() == Ok(fifo)
 }
 
 /// Takes the next due request, waits for its moment, sends it, and reads the answer; again until none is left.
@@ -175,6 +205,7 @@ fn worker(
     begun: Instant,
 ) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::new()?;
+    outcome.realtime = take_realtime_priority();
     let mut client = Client::connect(load.socket)?;
     loop {
         let i = next.fetch_add(1, Ordering::Relaxed);

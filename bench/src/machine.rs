@@ -69,9 +69,57 @@ fn output(program: &str, args: &[&str]) -> Option<String> {
     (out.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
 }
 
+/// Processor time since the machine started, over all processors, in ticks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessorTime {
+    total: u64,
+    stolen: u64,
+}
+
+impl ProcessorTime {
+    /// Reads it, where the kernel tells.
+    pub fn read() -> Option<ProcessorTime> {
+        ProcessorTime::parse(&fs::read_to_string("/proc/stat").ok()?)
+    }
+
+    /// The first line is `cpu user nice system idle iowait irq softirq steal guest guest_nice`; the guests' share is in
+    /// user and nice already (proc(5)).
+    fn parse(stat: &str) -> Option<ProcessorTime> {
+        let mut fields = stat.lines().next()?.split_whitespace();
+        (fields.next()? == "cpu").then_some(())?;
+        let ticks: Vec<u64> = fields.take(8).map(str::parse).collect::<Result<_, _>>().ok()?;
+        Some(ProcessorTime { total: ticks.iter().sum(), stolen: *ticks.get(7)? })
+    }
+
+    /// The stolen share since an earlier reading.
+    pub fn stolen_since(&self, earlier: &ProcessorTime) -> Option<f64> {
+        let total = self.total.checked_sub(earlier.total).filter(|total| *total > 0)?;
+        Some(self.stolen.checked_sub(earlier.stolen)? as f64 / total as f64)
+    }
+}
+
 /// A `Name: N kB` line of a file such as `/proc/PID/status`.
 pub fn status_kib(path: &str, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find(|l| l.split(':').next() == Some(name))?;
     line.split(':').nth(1)?.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn stolen_time_is_a_share_of_all() {
+        let stat = |steal: u64| format!("cpu  100 0 50 800 10 0 5 {steal} 7 0\ncpu0 1 2\n");
+        let earlier = ProcessorTime::parse(&stat(35)).unwrap();
+        assert_eq!(earlier, ProcessorTime { total: 1000, stolen: 35 });
+        let later = ProcessorTime { total: 2000, stolen: 85 };
+        assert_eq!(later.stolen_since(&earlier), Some(0.05));
+        assert_eq!(earlier.stolen_since(&earlier), None);
+        for bad in ["", "intr 1 2", "cpu 1 2 3", "cpu a b c d e f g h"] {
+            assert_eq!(ProcessorTime::parse(bad), None, "{bad}");
+        }
+    }
 }

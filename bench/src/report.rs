@@ -30,8 +30,10 @@ pub fn percentiles(p: &Percentiles) -> String {
 /// The figures of one load, a line each.
 pub fn summary(s: &Summary) -> String {
     let void = if s.void { "  VOID: the generator itself was late\n" } else { "" };
+    let priority = if s.realtime { "real-time" } else { "ordinary" };
+    let stolen = s.stolen.map_or("unknown".to_owned(), |share| format!("{:.1} %", share * 100.0));
     format!(
-        "{void}  offered {:.0}/s, achieved {:.1}/s, {} sent, {} missed\n  response {}\n  service  {}\n  embed    {}\n  dense    {}\n  lag      {}",
+        "{void}  generator at {priority} priority, processor time stolen by other guests: {stolen}\n  offered {:.0}/s, achieved {:.1}/s, {} sent, {} missed\n  response {}\n  service  {}\n  embed    {}\n  dense    {}\n  lag      {}",
         s.offered_per_s,
         s.achieved_per_s,
         s.sent,

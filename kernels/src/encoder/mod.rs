@@ -8,7 +8,7 @@
 //!   most [`PAIR_MAX`] keep that sum in range (255 · 128 < 2^15).
 //!
 //! Invariant: every level gives the same bits. The integer products are exact; the floating-point part is one source
-//! in fixed lanes with explicit fused multiply-adds ([`math`]), compiled once for each level.
+//! in fixed lanes with explicit fused multiply-adds (`math.rs`), compiled once for each level.
 //!
 //! This module must not know tokens, files or ONNX.
 //!
