@@ -29,6 +29,7 @@ pub mod gpu;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+mod selftest;
 mod topk;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -144,11 +145,11 @@ macro_rules! dispatch {
 }
 
 impl Kernels {
-    /// The best kernels this processor runs; chosen once per process.
+    /// The best kernels this processor runs that agree with the scalar ones on fixed inputs; chosen once per process.
     pub fn detect() -> Kernels {
         static DETECTED: OnceLock<Kernels> = OnceLock::new();
         *DETECTED.get_or_init(|| {
-            let best = available_levels().into_iter().next_back();
+            let best = available_levels().into_iter().rev().find(|level| selftest::agrees(*level));
             Kernels { level: best.unwrap_or(SimdLevel::Scalar) }
         })
     }

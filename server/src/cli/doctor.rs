@@ -3,6 +3,7 @@
 //! Keeps: it reports what a probe really did (an embedding that ran, a search the daemon carried out), never what
 //! was configured; it changes nothing and fetches nothing.
 
+use flashbulb_kernels::{Kernels, available_levels};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -121,8 +122,17 @@ fn machine(findings: &mut Findings) {
     } else {
         findings.ok("processor", what);
     }
-    findings
-        .ok("simd", format!("kernels run with {}", flashbulb_kernels::Kernels::detect().level()));
+    let level = Kernels::detect().level();
+    match available_levels().last() {
+        Some(best) if *best != level => findings.warn(
+            "simd",
+            format!(
+                "kernels run with {level}: those of {best} gave other results than the scalar ones"
+            ),
+            "everything works, slower; please report this processor",
+        ),
+        _ => findings.ok("simd", format!("kernels run with {level}")),
+    }
 }
 
 fn gpus(findings: &mut Findings) {

@@ -11,6 +11,7 @@ mod operator;
 mod raw;
 mod runtime;
 mod session;
+mod shared;
 mod tokens;
 mod witness;
 
@@ -28,6 +29,7 @@ pub use witness::Ran;
 use crate::model::{ModelSource, ModelSpec};
 use crate::provision::{Progress, Provisioned, hex, sha256};
 use session::Interface;
+use shared::Shared;
 use tokens::Splitter;
 
 /// The number format of a compiled model.
@@ -60,6 +62,7 @@ struct Inner {
     spec: ModelSpec,
     splitter: Splitter,
     graph: PathBuf,
+    shared: Shared,
     interface: Interface,
     dim: usize,
     fingerprint: String,
@@ -67,6 +70,9 @@ struct Inner {
     /// The session that made the warm-up run, for the first caller who wants one thread.
     spare: Mutex<Option<EmbedSession>>,
 }
+
+/// The precision of a graph that Flashbulb compiled to signed bytes, as [`Ran`] names it.
+const INT8: &str = "int8";
 
 /// A graph file and how it came to be.
 struct Chosen {
@@ -93,7 +99,12 @@ impl Embedder {
         let splitter = Splitter::open(&spec)?;
         let compiled = &provisioned.compiled_dir;
         let chosen = choose(&environment, &spec, &splitter, options.precision, compiled, progress)?;
-        let session = runtime::session(&environment, &chosen.graph, 1)?;
+        // In floats ONNX Runtime packs the matrices anew for each session, and a shared original would come on top.
+        let shared = match chosen.precision {
+            INT8 => Shared::read(&chosen.graph)?,
+            _ => Shared::default(),
+        };
+        let session = runtime::session(&environment, &chosen.graph, &shared, 1)?;
         let interface = Interface::of(&session, &chosen.graph)?;
         let dim = interface.dim.unwrap_or(spec.hidden);
         let mut spare =
@@ -106,6 +117,7 @@ impl Embedder {
                 environment,
                 splitter,
                 graph: chosen.graph,
+                shared,
                 interface,
                 dim,
                 ran,
@@ -147,7 +159,8 @@ impl Embedder {
                 return Ok(session);
             }
         }
-        let session = runtime::session(&inner.environment, &inner.graph, intra_threads)?;
+        let session =
+            runtime::session(&inner.environment, &inner.graph, &inner.shared, intra_threads)?;
         let ModelSpec { pooling, position_offset, .. } = inner.spec;
         Ok(EmbedSession::new(session, inner.interface.clone(), pooling, inner.dim, position_offset))
     }
@@ -194,7 +207,7 @@ fn choose(
             Ok(Chosen {
                 graph: made.path,
                 sha256: made.sha256,
-                precision: if int8 { "int8" } else { "f32" },
+                precision: if int8 { INT8 } else { "f32" },
             })
         }
         ModelSource::Onnx(graph) => {

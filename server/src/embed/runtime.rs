@@ -10,6 +10,7 @@ use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
 
+use super::shared::Shared;
 use super::{EmbedError, operator, raw};
 
 /// ONNX Runtime allows one environment a process, and it must outlive every session.
@@ -44,13 +45,19 @@ pub fn version(path: &Path) -> Result<String, EmbedError> {
     }
 }
 
-/// A session over the graph at `path` on the CPU. With one thread it runs on the caller's own.
+/// A session over the graph at `path` on the CPU, which takes `shared` constants where they are given. With one thread it
+/// runs on the caller's own.
 pub fn session(
     environment: &Environment,
     path: &Path,
+    shared: &Shared,
     intra_threads: usize,
 ) -> Result<Session, EmbedError> {
+    let with = |builder: SessionBuilder, (name, value): (&str, _)| {
+        builder.with_initializer(name, value).map_err(|error| error.to_string())
+    };
     builder(environment, intra_threads)
+        .and_then(|builder| shared.iter().try_fold(builder, with))
         .and_then(|mut builder| builder.commit_from_file(path).map_err(|error| error.to_string()))
         .map_err(|what| refused(path, what))
 }

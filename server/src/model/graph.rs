@@ -118,6 +118,47 @@ impl GraphWriter {
     }
 }
 
+/// A large constant of a written graph.
+pub struct Constant {
+    /// The name that nodes know it by.
+    pub name: String,
+    /// Its dimensions.
+    pub shape: Vec<i64>,
+    /// Its elements, row-major.
+    pub values: Values,
+}
+
+/// The elements of a [`Constant`].
+pub enum Values {
+    /// 32-bit floats.
+    Floats(Vec<f32>),
+    /// Signed bytes.
+    Bytes(Vec<i8>),
+}
+
+/// The float and byte constants of a graph that [`GraphWriter`] wrote, from `least_bytes` on.
+///
+/// # Errors
+/// The bytes are no such graph.
+pub fn large_constants(file: &[u8], least_bytes: usize) -> Result<Vec<Constant>, String> {
+    let model = ModelProto::decode(file).map_err(|error| format!("no ONNX file: {error}"))?;
+    let initializers = model.graph.map(|graph| graph.initializer).unwrap_or_default();
+    let large = initializers.into_iter().filter_map(|tensor| {
+        let raw = tensor.raw_data.filter(|raw| raw.len() >= least_bytes)?;
+        let values = match tensor.data_type {
+            Some(data_type::FLOAT) => {
+                Values::Floats(raw.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+            }
+            Some(data_type::INT8) => {
+                Values::Bytes(raw.into_iter().map(|b| i8::from_le_bytes([b])).collect())
+            }
+            _ => return None,
+        };
+        Some(Constant { name: tensor.name.unwrap_or_default(), shape: tensor.dims, values })
+    });
+    Ok(large.collect())
+}
+
 fn opset(domain: &str, version: i64) -> OperatorSetIdProto {
     OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) }
 }

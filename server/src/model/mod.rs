@@ -15,7 +15,7 @@ mod weights;
 
 pub use bert::{CompileOptions, GRAPH_VERSION, Weighting, compile, probe_name};
 pub use error::ModelError;
-pub use graph::FLASHBULB;
+pub use graph::{Constant, FLASHBULB, Values, large_constants};
 pub use int8::{ENCODER_LAYER, shape as encoder_layer_shape};
 pub use quant::{OutlierPlan, Site};
 pub use spec::{Activation, Architecture, ModelSource, ModelSpec, Pooling};

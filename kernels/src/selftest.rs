@@ -1,0 +1,119 @@
+//! Whether a SIMD level computes on this processor what the scalar one does.
+//!
+//! Why: a level may be chosen on a processor on which nobody has run it. Invariant: fixed inputs, well below a
+//! millisecond; the rests of every register size are among them. The tests proper are in `tests/`.
+
+use crate::encoder::{
+    Activation, Layer, LayerParts, LayerShape, Matrix, Norm, PAIR_MAX, Scratch, pack,
+};
+use crate::{Kernels, SimdLevel};
+
+/// Covers a block of each kernel and a rest.
+const LEN: usize = 643;
+
+/// Repeatable pseudo-random bits (xorshift64).
+fn bits(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+fn values(len: usize, state: &mut u64) -> Vec<f32> {
+    (0..len).map(|_| (bits(state) >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
+}
+
+fn codes(len: usize, most: i8, state: &mut u64) -> Vec<i8> {
+    (0..len).map(|_| (bits(state) >> 56) as i8).map(|code| code.clamp(-most, most)).collect()
+}
+
+/// Whether all kernels of `level` agree with the scalar ones.
+pub(crate) fn agrees(level: SimdLevel) -> bool {
+    let kernels = Kernels { level };
+    let scalar = Kernels { level: SimdLevel::Scalar };
+    products_agree(kernels, scalar) && layers_agree(kernels, scalar)
+}
+
+fn products_agree(kernels: Kernels, scalar: Kernels) -> bool {
+    let state = &mut 0x5eed;
+    let (a, b) = (values(LEN, state), values(LEN, state));
+    let (x, y) = (codes(LEN, 127, state), codes(LEN, 127, state));
+    // Sums of 643 products below one, in any order.
+    let near = |a: f32, b: f32| (a - b).abs() <= 1e-3;
+    let (mut found, mut wanted) = (vec![0; LEN], vec![0; LEN]);
+    let same_codes =
+        kernels.quantize_i8(&a, &mut found).scale == scalar.quantize_i8(&a, &mut wanted).scale;
+    let exact = scalar.dot_i8(&x, &y);
+    let mut rows = [0; 2];
+    kernels.dot_i8_rows(&x, &[y.as_slice(), &x].concat(), &mut rows);
+    same_codes
+        && found == wanted
+        && near(kernels.dot_f32(&a, &b), scalar.dot_f32(&a, &b))
+        && near(kernels.l2_squared_f32(&a, &b), scalar.l2_squared_f32(&a, &b))
+        && near(kernels.norm_f32(&a), scalar.norm_f32(&a))
+        && kernels.dot_i8(&x, &y) == exact
+        && kernels.dot_i8_x4(&x, [&y, &x, &y, &x]) == [exact, rows[1], exact, rows[1]]
+        && rows == [exact, scalar.dot_i8(&x, &x)]
+}
+
+fn layers_agree(kernels: Kernels, scalar: Kernels) -> bool {
+    const HIDDEN: usize = 36;
+    const WIDE: usize = 52;
+    /// More rows than one tile takes, and a rest.
+    const TOKENS: usize = 7;
+    let state = &mut 0x1a4e5;
+    let shape = LayerShape {
+        hidden: HIDDEN,
+        heads: 2,
+        wide: WIDE,
+        attention_copies: vec![1],
+        widen_copies: vec![],
+        activation: Activation::Gelu,
+        epsilon: 1e-12,
+    };
+    let most = (PAIR_MAX / 2) as i8;
+    let weights = codes((HIDDEN + 1) * 3 * HIDDEN, most, state);
+    let scales = vec![2e-3; 3 * HIDDEN];
+    let bias = values(3 * HIDDEN, state);
+    let matrix = |inputs: usize, outputs: usize| Matrix {
+        codes: &weights[..inputs * outputs],
+        scales: &scales[..outputs],
+        bias: &bias[..outputs],
+    };
+    let ones = vec![1.0; WIDE];
+    let norm = Norm { weight: &ones[..HIDDEN], bias: &bias[..HIDDEN] };
+    let parts = LayerParts {
+        attention_factors: &ones[..HIDDEN],
+        qkv: matrix(HIDDEN + 1, 3 * HIDDEN),
+        out: matrix(HIDDEN, HIDDEN),
+        attention_norm: norm,
+        widen_factors: &ones[..HIDDEN],
+        widen: matrix(HIDDEN, WIDE),
+        narrow_factors: &ones,
+        narrow: matrix(WIDE, HIDDEN),
+        output_norm: norm,
+    };
+    let Ok(packed) = pack(&shape, &parts) else { return false };
+    let Ok(layer) = Layer::new(&shape, &packed.codes, &packed.params) else { return false };
+    let input = values(TOKENS * HIDDEN, state);
+    let run = |kernels: Kernels| {
+        let mut out = vec![0.0f32; input.len()];
+        kernels.encoder_layer(&layer, &input, &mut out, &mut Scratch::default());
+        out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    let wanted = run(scalar);
+    wanted.iter().all(|&value| f32::from_bits(value).is_finite()) && run(kernels) == wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::available_levels;
+
+    #[test]
+    fn every_available_level_agrees() {
+        for level in available_levels() {
+            assert!(agrees(level), "{level}");
+        }
+    }
+}
