@@ -15,7 +15,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde_json::{Value, json};
 use thread_priority::{
-    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadPriorityValue, ThreadSchedulePolicy,
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
     set_thread_priority_and_policy, thread_native_id, thread_schedule_policy,
 };
 
@@ -191,9 +191,7 @@ pub fn offer(load: &Load<'_>) -> Result<Outcome, Failure> {
 /// Takes the lowest real-time priority, above everything ordinary, and says whether the system gave it.
 fn take_realtime_priority() -> bool {
     let fifo = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
-    let lowest = ThreadPriorityValue::try_from(0u8).map(ThreadPriority::Crossplatform);
-    let lowest = lowest.unwrap_or(ThreadPriority::Min);
-    set_thread_priority_and_policy(thread_native_id(), lowest, fifo).is_ok()
+    set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, fifo).is_ok()
         && thread_schedule_policy() == Ok(fifo)
 }
 
