@@ -136,7 +136,7 @@ pub enum Values {
     Bytes(Vec<i8>),
 }
 
-/// The float and byte constants of a graph that [`GraphWriter`] wrote, from `least_bytes` on.
+/// The float and byte constants of a graph that Flashbulb wrote, from `least_bytes` on.
 ///
 /// # Errors
 /// The bytes are no such graph.
