@@ -115,6 +115,40 @@ fn at_a_rate(
     Ok(Percentiles::of(&took))
 }
 
+/// Tokens of the texts that are run by themselves, special ones included.
+const LENGTHS: [usize; 4] = [8, 16, 32, 128];
+/// Runs of each; the least is the time when nothing interferes.
+const RUNS: usize = 300;
+
+/// How long one run of the whole graph takes at one length, in microseconds: least and median.
+#[derive(Debug, Serialize)]
+struct AtLength {
+    tokens: usize,
+    least_us: u64,
+    p50_us: u64,
+}
+
+/// One thread, one length after another, warm.
+fn at_lengths(embedder: &Embedder) -> Result<Vec<AtLength>, Failure> {
+    let mut session = embedder.session(1)?;
+    let mut rows = Vec::new();
+    for wanted in LENGTHS {
+        // A common word is one token in a usual vocabulary; what came out is what is reported.
+        let text = vec!["time"; wanted.saturating_sub(2)].join(" ");
+        let windows = embedder.query_windows(&text)?;
+        let window = windows.first().ok_or("the text has no window")?;
+        let mut took = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3)?;
+        for _ in 0..RUNS {
+            let begun = Instant::now();
+            session.embed(window)?;
+            took.saturating_record(u64::try_from(begun.elapsed().as_micros())?.max(1));
+        }
+        let p50_us = took.value_at_quantile(0.5);
+        rows.push(AtLength { tokens: window.len(), least_us: took.min(), p50_us });
+    }
+    Ok(rows)
+}
+
 /// Runs `bare`.
 ///
 /// # Errors
@@ -126,13 +160,21 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let loop_rate = rate(&embedder, &texts.memories, options.threads, options.seconds)?;
     let seed = options.common.seed;
     let paced = at_a_rate(&embedder, &texts.queries, options.rate, options.seconds, seed)?;
+    let alone = at_lengths(&embedder)?;
     println!("{}\n", machine.line());
+    for AtLength { tokens, least_us, p50_us } in &alone {
+        let [least, p50] = [least_us, p50_us].map(|us| *us as f64 / 1000.0);
+        println!(
+            "{tokens} tokens, the whole graph, one thread: least {least:.2} ms, p50 {p50:.2} ms"
+        );
+    }
     println!("{} ({})", texts.source, report::ran(&embedder));
     println!(
         "in a loop, {} thread(s): {:.0} texts/s over {} texts",
         loop_rate.threads, loop_rate.texts_per_s, loop_rate.texts
     );
     println!("one query at {} a second: {}", options.rate, report::percentiles(&paced));
-    let raw = serde_json::json!({"machine": machine, "loop": loop_rate, "paced": paced});
+    let raw =
+        serde_json::json!({"machine": machine, "alone": alone, "loop": loop_rate, "paced": paced});
     report::write_json(options.common.json.as_deref(), &raw)
 }

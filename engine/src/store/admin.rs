@@ -180,8 +180,12 @@ impl Store {
     fn verify_log(&self, manifest: &Manifest, report: &mut VerifyReport) {
         let durable = self.wal.durable_lsn();
         let read = || recover::read_log(&*self.disk, &self.dir, manifest);
-        // A record that was written while the file was being read can look like a hole. A second reading finds it.
-        match read().or_else(|_| read()) {
+        let found = match read() {
+            // A record that was written while the file was being read can look like a hole. A second reading finds it.
+            Err(Error::Corrupt { .. }) => read(),
+            other => other,
+        };
+        match found {
             Ok((records, last)) => {
                 report.log_records = records;
                 if last < durable {

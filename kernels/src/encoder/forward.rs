@@ -1,6 +1,7 @@
 //! A layer from its input rows to its output rows.
 //!
-//! Invariant: nothing is allocated once the buffers have grown to the longest text. It must not know SIMD.
+//! Invariant: the buffers of [`Scratch`] only grow, so that a text no longer than those before allocates nothing here. It
+//! must not know SIMD.
 
 use super::attention::{self, Projected};
 use super::linear::{INPUT_BLOCK, Level, Linear, multiply};

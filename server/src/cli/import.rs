@@ -87,7 +87,11 @@ fn from_stdin() -> Result<NamedTempFile, CliError> {
         file.flush()?;
         Ok(file)
     };
-    copy().map_err(|error| CliError::invalid(format!("cannot read stdin: {error}")))
+    copy().map_err(|error| {
+        let folder = std::env::temp_dir();
+        let folder = folder.display();
+        CliError::invalid(format!("cannot copy stdin to a temporary file in {folder}: {error}"))
+    })
 }
 
 fn format(format: FormatArg) -> Option<Format> {

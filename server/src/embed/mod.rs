@@ -26,7 +26,7 @@ pub use session::EmbedSession;
 pub use tokens::Tokens;
 pub use witness::Ran;
 
-use crate::model::{ModelSource, ModelSpec};
+use crate::model::{GRAPH_VERSION, ModelSource, ModelSpec};
 use crate::provision::{Progress, Provisioned, hex, sha256};
 use session::Interface;
 use shared::Shared;
@@ -257,8 +257,10 @@ fn fingerprint(spec: &ModelSpec, chosen: &Chosen) -> Result<String, EmbedError> 
         path: spec.tokenizer.clone(),
         what: error.to_string(),
     })?;
+    // Our kernels quantise while they run, so the graph's bytes alone do not fix its numbers.
+    let kernels = if chosen.precision == INT8 { GRAPH_VERSION } else { 0 };
     let settings = format!(
-        "{} {tokenizer} {:?} {} {} {:?} {:?}",
+        "{} {kernels} {tokenizer} {:?} {} {} {:?} {:?}",
         chosen.sha256,
         spec.pooling,
         spec.max_tokens,

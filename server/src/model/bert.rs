@@ -11,7 +11,8 @@ use super::graph::{Attr, Dim, GraphWriter, MICROSOFT, ONNX};
 use super::quant::{OutlierPlan, Site};
 use super::{Activation, ModelError, ModelSpec, Pooling, Weights};
 
-/// Counts changes that alter the compiled graph's numbers; part of the fingerprint and of cache names.
+/// Counts changes that alter the compiled graph's numbers, in its bytes or in the kernels that run it; part of the
+/// fingerprint and of cache names.
 pub const GRAPH_VERSION: u32 = 3;
 
 /// The number format of the compiled matrices.
