@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use flashbulb::embed::{EmbedOptions, Embedder, Precision};
+use flashbulb::embed::{EmbedOptions, Embedder, Helper, Precision};
 use flashbulb::provision::{self, Drawn, Wanted};
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -47,6 +47,14 @@ pub fn embedder() -> Result<Embedder, Failure> {
     Ok(Embedder::open(&provisioned, &options, &Drawn::default())?)
 }
 
+/// How many tokens a text has; none if it is more than one window, or no text.
+pub fn tokens(embedder: &Embedder) -> impl Fn(&str) -> Option<usize> {
+    |text| match embedder.query_windows(text).ok()?.as_slice() {
+        [window] => Some(window.len()),
+        _ => None,
+    }
+}
+
 /// Embeds `texts` over and over in `threads` threads for `seconds`, each window at its exact length.
 ///
 /// # Errors
@@ -61,7 +69,7 @@ pub fn rate(
     let begun = Instant::now();
     let counts: Vec<Result<usize, Failure>> = std::thread::scope(|scope| {
         let one = |start: usize| -> Result<usize, Failure> {
-            let mut session = embedder.session(1)?;
+            let mut session = embedder.session()?;
             let mut done = 0;
             for text in texts.iter().cycle().skip(start).step_by(threads) {
                 if Instant::now() >= until {
@@ -88,16 +96,55 @@ pub fn rate(
     Ok(Bare { threads, texts_per_s: texts_done as f64 / elapsed, texts: texts_done })
 }
 
-/// One thread, one query at a time, at Poisson arrivals: how long tokenising and embedding take with cold caches.
+/// What one thread and the same with a helper took, turn by turn in the same minutes; microseconds.
+#[derive(Debug, Serialize)]
+struct Turns<T> {
+    alone: T,
+    helped: Option<T>,
+}
+
+/// Times `run` alone and, where the model can share its work, with a helper, in turns of one run each.
+struct Clock {
+    helper: Option<Helper>,
+    alone: Histogram<u64>,
+    helped: Histogram<u64>,
+    runs: usize,
+}
+
+impl Clock {
+    fn new(embedder: &Embedder) -> Result<Clock, Failure> {
+        let histogram = || Histogram::<u64>::new_with_bounds(1, 60_000_000, 3);
+        let helper = embedder.shares_rows().then(Helper::start).transpose()?;
+        Ok(Clock { helper, alone: histogram()?, helped: histogram()?, runs: 0 })
+    }
+
+    fn time(&mut self, run: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+        self.runs += 1;
+        let helper = self.helper.as_ref().filter(|_| self.runs.is_multiple_of(2));
+        let into = if helper.is_some() { &mut self.helped } else { &mut self.alone };
+        let begun = Instant::now();
+        let _help = helper.map(Helper::borrow);
+        run()?;
+        into.saturating_record(u64::try_from(begun.elapsed().as_micros())?.max(1));
+        Ok(())
+    }
+
+    fn read<T>(&self, read: impl Fn(&Histogram<u64>) -> T) -> Turns<T> {
+        let helped = self.helper.as_ref().map(|_| read(&self.helped));
+        Turns { alone: read(&self.alone), helped }
+    }
+}
+
+/// One query at a time, at Poisson arrivals: how long tokenising and embedding take with cold caches.
 fn at_a_rate(
     embedder: &Embedder,
     queries: &[String],
     rate: f64,
     seconds: f64,
     seed: u64,
-) -> Result<Percentiles, Failure> {
-    let mut session = embedder.session(1)?;
-    let mut took = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3)?;
+) -> Result<Turns<Percentiles>, Failure> {
+    let mut session = embedder.session()?;
+    let mut clock = Clock::new(embedder)?;
     let mut due = Instant::now();
     let until = due + Duration::from_secs_f64(seconds);
     for (gap, query) in data::poisson_gaps(rate, seed).zip(queries.iter().cycle()) {
@@ -106,45 +153,50 @@ fn at_a_rate(
             break;
         }
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        let begun = Instant::now();
-        for window in embedder.query_windows(query)? {
-            session.embed(&window)?;
-        }
-        took.saturating_record(u64::try_from(begun.elapsed().as_micros())?.max(1));
+        clock.time(|| {
+            for window in embedder.query_windows(query)? {
+                session.embed(&window)?;
+            }
+            Ok(())
+        })?;
     }
-    Ok(Percentiles::of(&took))
+    Ok(clock.read(Percentiles::of))
 }
 
 /// Tokens of the texts that are run by themselves, special ones included.
-const LENGTHS: [usize; 4] = [8, 16, 32, 128];
-/// Runs of each; the least is the time when nothing interferes.
+const LENGTHS: [usize; 6] = [5, 8, 16, 24, 32, 128];
+/// Runs of each, alone and helped; the least is the time when nothing interferes.
 const RUNS: usize = 300;
 
-/// How long one run of the whole graph takes at one length, in microseconds: least and median.
+/// How long one run of the whole graph takes at one length.
 #[derive(Debug, Serialize)]
 struct AtLength {
     tokens: usize,
-    least_us: u64,
-    p50_us: u64,
+    took: Turns<LeastAndMedian>,
 }
 
-/// One thread, one length after another, warm.
+/// In microseconds.
+#[derive(Debug, Serialize)]
+struct LeastAndMedian {
+    least: u64,
+    p50: u64,
+}
+
+/// One length after another, warm.
 fn at_lengths(embedder: &Embedder) -> Result<Vec<AtLength>, Failure> {
-    let mut session = embedder.session(1)?;
+    let mut session = embedder.session()?;
     let mut rows = Vec::new();
     for wanted in LENGTHS {
         // A common word is one token in a usual vocabulary; what came out is what is reported.
         let text = vec!["time"; wanted.saturating_sub(2)].join(" ");
         let windows = embedder.query_windows(&text)?;
         let window = windows.first().ok_or("the text has no window")?;
-        let mut took = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3)?;
-        for _ in 0..RUNS {
-            let begun = Instant::now();
-            session.embed(window)?;
-            took.saturating_record(u64::try_from(begun.elapsed().as_micros())?.max(1));
+        let mut clock = Clock::new(embedder)?;
+        for _ in 0..2 * RUNS {
+            clock.time(|| Ok(session.embed(window).map(drop)?))?;
         }
-        let p50_us = took.value_at_quantile(0.5);
-        rows.push(AtLength { tokens: window.len(), least_us: took.min(), p50_us });
+        let took = clock.read(|h| LeastAndMedian { least: h.min(), p50: h.value_at_quantile(0.5) });
+        rows.push(AtLength { tokens: window.len(), took });
     }
     Ok(rows)
 }
@@ -152,29 +204,35 @@ fn at_lengths(embedder: &Embedder) -> Result<Vec<AtLength>, Failure> {
 /// Runs `bare`.
 ///
 /// # Errors
-/// What provisioning, the data or the model say.
+/// What the data, provisioning, the runtime or the file system say.
 pub fn run(options: &Options) -> Result<(), Failure> {
     let machine = Machine::read();
-    let texts = data::texts(options.common.data.as_deref(), 10_000, 1000, options.common.seed)?;
     let embedder = embedder()?;
+    let data = options.common.data.as_deref();
+    let texts = data::texts(data, 10_000, 1_000, options.common.seed, tokens(&embedder))?;
     let loop_rate = rate(&embedder, &texts.memories, options.threads, options.seconds)?;
     let seed = options.common.seed;
     let paced = at_a_rate(&embedder, &texts.queries, options.rate, options.seconds, seed)?;
     let alone = at_lengths(&embedder)?;
     println!("{}\n", machine.line());
-    for AtLength { tokens, least_us, p50_us } in &alone {
-        let [least, p50] = [least_us, p50_us].map(|us| *us as f64 / 1000.0);
-        println!(
-            "{tokens} tokens, the whole graph, one thread: least {least:.2} ms, p50 {p50:.2} ms"
-        );
-    }
     println!("{} ({})", texts.source, report::ran(&embedder));
     println!(
         "in a loop, {} thread(s): {:.0} texts/s over {} texts",
         loop_rate.threads, loop_rate.texts_per_s, loop_rate.texts
     );
-    println!("one query at {} a second: {}", options.rate, report::percentiles(&paced));
-    let raw =
-        serde_json::json!({"machine": machine, "alone": alone, "loop": loop_rate, "paced": paced});
+    println!("a query at {} a second, every other one with a helper", options.rate);
+    println!("  alone   {}", report::percentiles(&paced.alone));
+    if let Some(helped) = &paced.helped {
+        println!("  helped  {}", report::percentiles(helped));
+    }
+    println!("the whole graph in a loop, least and p50 of {RUNS} runs");
+    let ms = |took: &LeastAndMedian| {
+        format!("{:.2} and {:.2} ms", took.least as f64 / 1000.0, took.p50 as f64 / 1000.0)
+    };
+    for AtLength { tokens, took } in &alone {
+        let helped = took.helped.as_ref().map(|took| format!(", helped {}", ms(took)));
+        println!("  {tokens} tokens: alone {}{}", ms(&took.alone), helped.unwrap_or_default());
+    }
+    let raw = serde_json::json!({"machine": machine, "lengths": alone, "loop": loop_rate, "paced": paced});
     report::write_json(options.common.json.as_deref(), &raw)
 }

@@ -21,10 +21,10 @@ pub struct Texts {
     pub source: String,
 }
 
-/// Words a query may have, as people ask: about 5 to 32 tokens.
-const QUERY_WORDS: std::ops::RangeInclusive<usize> = 4..=22;
+/// Tokens that a query may have, those that open and close a text included: what the promise is made for.
+pub const QUERY_TOKENS: std::ops::RangeInclusive<usize> = 5..=32;
 
-/// `memories` texts and `queries` held-out queries.
+/// `memories` texts and `queries` held-out queries, whose length in tokens `tokens` says.
 ///
 /// # Errors
 /// If the file cannot be read or has too few lines.
@@ -33,6 +33,7 @@ pub fn texts(
     memories: usize,
     queries: usize,
     seed: u64,
+    tokens: impl Fn(&str) -> Option<usize>,
 ) -> Result<Texts, Failure> {
     let (lines, source) = match data {
         Some(path) => (
@@ -46,7 +47,7 @@ pub fn texts(
             format!("{source} has {} lines, {memories} memories are wanted", lines.len()).into()
         );
     }
-    let fits = |l: &&String| QUERY_WORDS.contains(&l.split_whitespace().count());
+    let fits = |l: &&String| tokens(l).is_some_and(|tokens| QUERY_TOKENS.contains(&tokens));
     // Held out: from behind those that are imported.
     let held_out: Vec<String> =
         lines[memories..].iter().filter(fits).take(queries).cloned().collect();
@@ -154,10 +155,14 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn words(text: &str) -> Option<usize> {
+        Some(text.split_whitespace().count())
+    }
+
     #[test]
     fn queries_are_held_out_and_repeatable() {
-        let a = texts(None, 500, 50, 7).unwrap();
-        let b = texts(None, 500, 50, 7).unwrap();
+        let a = texts(None, 500, 50, 7, words).unwrap();
+        let b = texts(None, 500, 50, 7, words).unwrap();
         assert_eq!(a.memories, b.memories);
         assert_eq!((a.memories.len(), a.queries.len()), (500, 50));
         assert!(a.queries.iter().all(|q| !a.memories.contains(q)));
@@ -178,7 +183,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("few.txt");
         std::fs::write(&path, "one two three four five\n").unwrap();
-        assert!(texts(Some(&path), 10, 1, 0).is_err());
-        assert!(texts(Some(&dir.path().join("absent")), 1, 1, 0).is_err());
+        assert!(texts(Some(&path), 10, 1, 0, words).is_err());
+        assert!(texts(Some(&dir.path().join("absent")), 1, 1, 0, words).is_err());
     }
 }

@@ -86,6 +86,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
             size,
             options.queries,
             options.common.seed,
+            bare::tokens(&embedder),
         )?;
         let row = measure(options, &program, &embedder, &texts)?;
         print_row(&row, &texts.source);
@@ -145,7 +146,7 @@ fn measure(
     let restart_after_kill_s = after_kill.started_in.as_secs_f64();
     after_kill.stop()?;
 
-    let mut session = embedder.session(1)?;
+    let mut session = embedder.session()?;
     let mut vectors = Vec::new();
     for query in texts.queries.iter().take(options.recall_queries) {
         for window in embedder.query_windows(query)?.iter().take(1) {

@@ -10,7 +10,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flashbulb_kernels::encoder::{
-    Activation, Layer, LayerParts, LayerShape, Matrix, Norm, Packed, Scratch, pack,
+    Activation, Layer, LayerParts, LayerShape, Matrix, Norm, Packed, Scratch, Team, pack,
 };
 use flashbulb_kernels::{Kernels, available_levels};
 
@@ -156,7 +156,7 @@ fn encoder(criterion: &mut Criterion) {
     let mut scratch = Scratch::default();
     for kernels in levels() {
         let mut group = criterion.benchmark_group("encoder_6_layers");
-        for tokens in [8, 16, 32, 128] {
+        for tokens in [4, 8, 16, 32, 128] {
             let input = values(tokens * DIMENSION, &mut 5);
             let mut output = vec![0.0; input.len()];
             group.throughput(Throughput::Elements((tokens * multiplications) as u64));
@@ -170,6 +170,7 @@ fn encoder(criterion: &mut Criterion) {
                                 black_box(&input),
                                 &mut output,
                                 &mut scratch,
+                                Team::ALONE,
                             );
                         }
                     });

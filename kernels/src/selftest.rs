@@ -4,7 +4,7 @@
 //! millisecond; the rests of every register size are among them. The tests proper are in `tests/`.
 
 use crate::encoder::{
-    Activation, Layer, LayerParts, LayerShape, Matrix, Norm, PAIR_MAX, Scratch, pack,
+    Activation, Layer, LayerParts, LayerShape, Matrix, Norm, PAIR_MAX, Scratch, Team, pack,
 };
 use crate::{Kernels, SimdLevel};
 
@@ -98,7 +98,7 @@ fn layers_agree(kernels: Kernels, scalar: Kernels) -> bool {
     let input = values(TOKENS * HIDDEN, state);
     let run = |kernels: Kernels| {
         let mut out = vec![0.0f32; input.len()];
-        kernels.encoder_layer(&layer, &input, &mut out, &mut Scratch::default());
+        kernels.encoder_layer(&layer, &input, &mut out, &mut Scratch::default(), Team::ALONE);
         out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
     };
     let wanted = run(scalar);

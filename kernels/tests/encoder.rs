@@ -5,7 +5,7 @@
 mod oracle;
 
 use flashbulb_kernels::encoder::{
-    Activation, Layer, LayerParts, LayerShape, Matrix, Norm, PAIR_MAX, Packed, Scratch, pack,
+    Activation, Layer, LayerParts, LayerShape, Matrix, Norm, PAIR_MAX, Packed, Scratch, Team, pack,
 };
 use flashbulb_kernels::{Kernels, SimdLevel, available_levels};
 use oracle::Random;
@@ -235,7 +235,7 @@ fn run(level: SimdLevel, own: &OwnLayer, input: &[f32]) -> Vec<f32> {
     let layer = Layer::new(&own.shape, &packed.codes, &packed.params).unwrap();
     let mut out = vec![f32::NAN; input.len()];
     let kernels = Kernels::with_level(level).unwrap();
-    kernels.encoder_layer(&layer, input, &mut out, &mut Scratch::default());
+    kernels.encoder_layer(&layer, input, &mut out, &mut Scratch::default(), Team::ALONE);
     out
 }
 
@@ -306,6 +306,39 @@ fn the_worst_case_does_not_saturate() {
     }
 }
 
+/// Threads that each take a part, the last part first.
+fn with_threads(parts: usize, work: &(dyn Fn(usize) + Sync)) {
+    std::thread::scope(|scope| {
+        for part in (0..parts).rev() {
+            scope.spawn(move || work(part));
+        }
+    });
+}
+
+#[test]
+fn every_team_gives_the_bits_of_one_thread() {
+    let mut random = Random(11);
+    for shape in shapes() {
+        let own = OwnLayer::random(&mut random, shape);
+        let packed = own.packed();
+        let layer = Layer::new(&own.shape, &packed.codes, &packed.params).unwrap();
+        let mut scratch = Scratch::default();
+        for tokens in [0, 1, 2, 4, 5, 7, 16, 17, 33] {
+            let input = random.values(tokens * own.shape.hidden);
+            let wanted = run(SimdLevel::Scalar, &own, &input);
+            for level in available_levels() {
+                for threads in 1..=4 {
+                    let kernels = Kernels::with_level(level).unwrap();
+                    let mut out = vec![f32::NAN; input.len()];
+                    let team = Team::new(threads, &with_threads);
+                    kernels.encoder_layer(&layer, &input, &mut out, &mut scratch, team);
+                    assert_eq!(out, wanted, "{level}, {tokens} tokens, {threads} threads");
+                }
+            }
+        }
+    }
+}
+
 /// What a text's neighbours in the buffers were must not matter.
 #[test]
 fn buffers_of_a_longer_text_leave_no_trace() {
@@ -317,7 +350,7 @@ fn buffers_of_a_longer_text_leave_no_trace() {
     for tokens in [40, 3, 17, 1, 0, 2] {
         let input = random.values(tokens * 30);
         let mut out = vec![0.0; input.len()];
-        Kernels::detect().encoder_layer(&layer, &input, &mut out, &mut scratch);
+        Kernels::detect().encoder_layer(&layer, &input, &mut out, &mut scratch, Team::ALONE);
         assert_eq!(out, run(SimdLevel::Scalar, &own, &input), "{tokens} tokens");
     }
 }

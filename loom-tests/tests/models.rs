@@ -7,8 +7,8 @@
 
 use flashbulb_engine::sync::shim::{Arc, AtomicU32, Condvar, Mutex, Ordering};
 use flashbulb_engine::sync::{
-    AppendVec, EntryPoint, Links, Publication, RelaxedLoadMutant, RelaxedStoreMutant,
-    ReleaseAcquire, RowStore, Tombstones,
+    AppendVec, Crew, EntryPoint, Lent, Links, Publication, RelaxedLoadMutant, RelaxedStoreMutant,
+    ReleaseAcquire, RowStore, SilentMutant, Tombstones,
 };
 use loom::cell::UnsafeCell;
 use loom::thread;
@@ -23,6 +23,30 @@ fn holds(model: impl Fn() + Sync + Send + 'static) {
 fn is_caught(model: impl Fn() + Sync + Send + 'static) {
     let run = catch_unwind(AssertUnwindSafe(|| loom::model(model)));
     assert!(run.is_err(), "loom found nothing wrong with a mutant: the model tests too little");
+}
+
+/// As [`holds`], for models too large to be run whole: all interleavings in which threads are interrupted at most three
+/// times, and any number of times where they wait.
+fn holds_within_bounds(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}
+
+/// Runs a model with a mutant in it that makes a thread sleep for ever, in a process of its own: loom's finding comes
+/// out of destructors too, which ends the process. `test` is the name of the test that calls this.
+fn sleeps_forever(test: &str, model: impl Fn() + Sync + Send + 'static) {
+    const CHILD: &str = "FLASHBULB_MUTANT";
+    if std::env::var_os(CHILD).is_some_and(|name| name == test) {
+        return loom::model(model);
+    }
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(CHILD, test)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&child.stderr);
+    assert!(!child.status.success() && told.contains("deadlock"), "loom found no sleeper: {told}");
 }
 
 /// Two pushes beside a reader: whatever the length says is there can be read, and is whole.
@@ -276,5 +300,80 @@ fn condvar_loses_no_wake_up() {
         drop(ready);
         assert_eq!(shared.2.load(Ordering::Relaxed), 1, "the mutex carries what came before");
         waker.join().unwrap();
+    });
+}
+
+/// A crew with its helper; `turns` are the numbers of parts of the turns that an owner hands out. Each part writes a
+/// cell of its own, which loom watches, and the owner reads it when the turn is over.
+fn crew<P: Publication>(turns: &'static [usize]) {
+    let crew = Arc::new(Crew::<P>::with_publication());
+    let helper = {
+        let crew = Arc::clone(&crew);
+        thread::spawn(move || crew.serve(1))
+    };
+    if let Some(mut lent) = Lent::of(&crew, 1) {
+        for &parts in turns {
+            let cells: Vec<Note> = (0..parts).map(|_| Note(UnsafeCell::new(0))).collect();
+            // SAFETY: each part has a cell of its own, and the owner looks after the turn; loom checks.
+            lent.each(parts, &|part| cells[part].0.with_mut(|note| unsafe { *note += 1 }));
+            for cell in &cells {
+                // SAFETY: as above.
+                assert_eq!(cell.0.with(|note| unsafe { *note }), 1, "a part ran not once");
+            }
+        }
+    }
+    crew.close();
+    helper.join().unwrap();
+}
+
+#[test]
+fn crew_runs_each_part_once() {
+    holds_within_bounds(|| crew::<ReleaseAcquire>(&[2]));
+}
+
+#[test]
+fn crew_goes_from_turn_to_turn() {
+    holds_within_bounds(|| crew::<ReleaseAcquire>(&[1, 1]));
+}
+
+#[test]
+fn crew_without_release_is_caught() {
+    is_caught(|| crew::<RelaxedStoreMutant>(&[2]));
+}
+
+#[test]
+fn crew_without_acquire_is_caught() {
+    is_caught(|| crew::<RelaxedLoadMutant>(&[2]));
+}
+
+#[test]
+fn crew_that_wakes_nobody_is_caught() {
+    sleeps_forever("crew_that_wakes_nobody_is_caught", || crew::<SilentMutant>(&[2]));
+}
+
+/// Two threads want the crew at once: never do both have it, and who has it second sees what the first wrote.
+#[test]
+fn crew_has_one_owner() {
+    holds_within_bounds(|| {
+        let shared = Arc::new((Arc::new(Crew::new()), Note(UnsafeCell::new(0))));
+        let helper = {
+            let crew = Arc::clone(&shared.0);
+            thread::spawn(move || crew.serve(1))
+        };
+        let note = |shared: &(Arc<Crew>, Note)| {
+            if let Some(lent) = Lent::of(&shared.0, 1) {
+                // SAFETY: only who has the crew writes; loom checks.
+                shared.1.0.with_mut(|note| unsafe { *note += 1 });
+                drop(lent);
+            }
+        };
+        let other = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || note(&shared))
+        };
+        note(&shared);
+        other.join().unwrap();
+        shared.0.close();
+        helper.join().unwrap();
     });
 }

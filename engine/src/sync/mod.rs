@@ -9,7 +9,9 @@
 //! parameters ([`Publication`]), so that each model also runs with a weakened one, which must fail.
 
 mod append_vec;
+mod bell;
 mod chunks;
+mod crew;
 mod links;
 mod publication;
 mod row_store;
@@ -18,9 +20,10 @@ mod tombstones;
 
 pub use append_vec::{AppendReader, AppendVec};
 pub use chunks::MAX_ITEMS;
+pub use crew::{Crew, HELPERS, Lent, MAX_PARTS};
 pub use links::{EntryPoint, Links};
 pub use publication::{Publication, ReleaseAcquire};
 #[cfg(loom)]
-pub use publication::{RelaxedLoadMutant, RelaxedStoreMutant};
+pub use publication::{RelaxedLoadMutant, RelaxedStoreMutant, SilentMutant};
 pub use row_store::{RowReader, RowStore, Runs};
 pub use tombstones::Tombstones;

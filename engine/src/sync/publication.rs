@@ -11,6 +11,8 @@ pub trait Publication: sealed::Sealed + Send + Sync + 'static {
     const STORE: Ordering;
     /// Used by readers, before they reach for it.
     const LOAD: Ordering;
+    /// Whether who may sleep until a store is woken after it.
+    const WAKES: bool = true;
 }
 
 /// The only sound pair: what happened before the store is seen by whoever sees the store.
@@ -44,6 +46,18 @@ impl Publication for RelaxedLoadMutant {
     const LOAD: Ordering = Ordering::Relaxed;
 }
 
+/// Publishes and wakes nobody: every model in which somebody sleeps must fail with it.
+#[cfg(loom)]
+#[derive(Debug, Clone, Copy)]
+pub struct SilentMutant;
+
+#[cfg(loom)]
+impl Publication for SilentMutant {
+    const STORE: Ordering = Ordering::Release;
+    const LOAD: Ordering = Ordering::Acquire;
+    const WAKES: bool = false;
+}
+
 mod sealed {
     /// Keeps unsound orderings out of other crates.
     pub trait Sealed {}
@@ -52,4 +66,6 @@ mod sealed {
     impl Sealed for super::RelaxedStoreMutant {}
     #[cfg(loom)]
     impl Sealed for super::RelaxedLoadMutant {}
+    #[cfg(loom)]
+    impl Sealed for super::SilentMutant {}
 }

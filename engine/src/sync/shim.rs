@@ -11,6 +11,7 @@ pub use self::real::*;
 #[cfg(not(loom))]
 mod real {
     pub use parking_lot::{Condvar, Mutex, MutexGuard};
+    pub use std::hint::spin_loop;
     pub use std::sync::Arc;
     pub use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 }
@@ -18,6 +19,7 @@ mod real {
 #[cfg(loom)]
 mod modelled {
     pub use loom::cell::UnsafeCell;
+    pub use loom::hint::spin_loop;
     pub use loom::sync::Arc;
     pub use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
     use std::ops::{Deref, DerefMut};

@@ -35,10 +35,16 @@ pub(super) struct Buffers {
     scores: Vec<f32>,
 }
 
-/// Writes the heads' results side by side into `out`, `[tokens, hidden]`.
+/// Writes the heads' results side by side into `out`, `[rows, hidden]`, for the tokens from `first` on.
 #[inline(always)]
-pub(super) fn attend(projected: Projected<'_>, buffers: &mut Buffers, out: &mut [f32]) {
+pub(super) fn attend(
+    projected: Projected<'_>,
+    first: usize,
+    buffers: &mut Buffers,
+    out: &mut [f32],
+) {
     let Projected { hidden, heads, tokens, .. } = projected;
+    let rows = out.len() / hidden;
     let width = hidden / heads;
     let padded = tokens.next_multiple_of(LANES);
     let scale = 1.0 / (width as f32).sqrt();
@@ -52,9 +58,9 @@ pub(super) fn attend(projected: Projected<'_>, buffers: &mut Buffers, out: &mut 
                 buffers.keys[at * padded + token] = *value;
             }
         }
-        let mut token = 0;
-        while token < tokens {
-            let take = (tokens - token).min(QUERIES);
+        let mut row = 0;
+        while row < rows {
+            let (token, take) = (first + row, (rows - row).min(QUERIES));
             match take {
                 QUERIES => score::<QUERIES>(projected, head, token, buffers, padded),
                 3 => score::<3>(projected, head, token, buffers, padded),
@@ -64,10 +70,10 @@ pub(super) fn attend(projected: Projected<'_>, buffers: &mut Buffers, out: &mut 
             for (at, scores) in buffers.scores.chunks_exact_mut(padded).take(take).enumerate() {
                 let scores = &mut scores[..tokens];
                 softmax(scores, scale);
-                let out = &mut out[(token + at) * hidden + head * width..][..width];
+                let out = &mut out[(row + at) * hidden + head * width..][..width];
                 mix(projected, head, scores, out);
             }
-            token += take;
+            row += take;
         }
     }
 }

@@ -1,64 +1,124 @@
 //! A layer from its input rows to its output rows.
 //!
-//! Invariant: the buffers of [`Scratch`] only grow, so that a text no longer than those before allocates nothing here. It
-//! must not know SIMD.
+//! Invariant: the buffers of [`Scratch`] only grow; rows of different parts share nothing that is written. It must not
+//! know SIMD.
+
+use std::sync::{Mutex, PoisonError};
 
 use super::attention::{self, Projected};
 use super::linear::{INPUT_BLOCK, Level, Linear, multiply};
 use super::math::{self, Affine};
 use super::pack::Layer;
+use super::team::Team;
+use crate::Kernels;
 
-/// Buffers that are kept between layers and texts; one a thread.
+/// Buffers that are kept between layers and texts; one a caller.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    projected: Vec<f32>,
+    parts: Vec<Buffers>,
+}
+
+/// What the rows of one part need.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
     staged: Vec<f32>,
     codes: Vec<u8>,
     affine: Vec<Affine>,
-    projected: Vec<f32>,
+    widened: Vec<f32>,
     mixed: Vec<f32>,
     narrow: Vec<f32>,
     attended: Vec<f32>,
     attention: attention::Buffers,
 }
 
-/// Runs `layer` over the rows of `input`.
-#[inline(always)]
-pub(super) fn layer<L: Level>(
+/// Runs `layer` over the rows of `input`, shared out among `team`.
+pub(super) fn layer(
+    kernels: Kernels,
     layer: &Layer<'_>,
     input: &[f32],
     output: &mut [f32],
     scratch: &mut Scratch,
+    team: Team<'_>,
+) {
+    let (hidden, stride) = (layer.shape.hidden, layer.qkv.outputs);
+    let tokens = input.len() / hidden;
+    let rows = team.rows_a_part(tokens);
+    let Scratch { projected, parts } = scratch;
+    projected.resize(tokens * stride, 0.0);
+    parts.resize_with(parts.len().max(tokens.div_ceil(rows)), Buffers::default);
+
+    let inputs = input.chunks(rows * hidden);
+    let work: Vec<_> = inputs
+        .clone()
+        .zip(projected.chunks_mut(rows * stride).zip(&mut *parts))
+        .map(Mutex::new)
+        .collect();
+    team.each(work.len(), &|part| {
+        let (input, (projected, buffers)) = &mut *take(&work[part]);
+        kernels.encoder_project(layer, input, projected, buffers);
+    });
+    drop(work);
+
+    let heads = layer.shape.heads;
+    let text = Projected { values: projected, stride, hidden, heads, tokens };
+    let work: Vec<_> =
+        inputs.zip(output.chunks_mut(rows * hidden).zip(parts)).map(Mutex::new).collect();
+    team.each(work.len(), &|part| {
+        let (input, (output, buffers)) = &mut *take(&work[part]);
+        kernels.encoder_finish(layer, text, part * rows, input, output, buffers);
+    });
+}
+
+/// A part that nobody else takes: the lock only proves it to the compiler.
+fn take<T>(part: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    part.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Queries, keys and values of rows.
+#[inline(always)]
+pub(super) fn project<L: Level>(
+    layer: &Layer<'_>,
+    input: &[f32],
+    projected: &mut [f32],
+    buffers: &mut Buffers,
+) {
+    let Buffers { staged, codes, affine, .. } = buffers;
+    let mut quantised = Quantised { staged, codes, affine };
+    let (hidden, copies) = (layer.shape.hidden, &layer.shape.attention_copies);
+    quantised.split(input, hidden, layer.attention_factors, copies, &layer.qkv);
+    multiply::<L>(quantised.codes, quantised.affine, &layer.qkv, projected);
+}
+
+/// The rest of the layer for the rows of `input`, which are those of `text` from `first` on.
+#[inline(always)]
+pub(super) fn finish<L: Level>(
+    layer: &Layer<'_>,
+    text: Projected<'_>,
+    first: usize,
+    input: &[f32],
+    output: &mut [f32],
+    buffers: &mut Buffers,
 ) {
     let shape = layer.shape;
     let hidden = shape.hidden;
-    let tokens = input.len() / hidden;
-    let Scratch { staged, codes, affine, projected, mixed, narrow, attended, attention } = scratch;
+    let Buffers { staged, codes, affine, widened, mixed, narrow, attended, attention } = buffers;
     let mut quantised = Quantised { staged, codes, affine };
-
-    quantised.split(input, hidden, layer.attention_factors, &shape.attention_copies, &layer.qkv);
-    quantised.multiply::<L>(&layer.qkv, projected);
-    let text = Projected {
-        values: projected.as_slice(),
-        stride: layer.qkv.outputs,
-        hidden,
-        heads: shape.heads,
-        tokens,
-    };
-    mixed.resize(tokens * hidden, 0.0);
-    attention::attend(text, attention, mixed);
+    mixed.resize(input.len(), 0.0);
+    attention::attend(text, first, attention, mixed);
 
     quantised.plain(mixed, hidden, &layer.out);
     quantised.multiply::<L>(&layer.out, narrow);
-    attended.resize(tokens * hidden, 0.0);
+    attended.resize(input.len(), 0.0);
     let norm = [layer.attention_norm.weight, layer.attention_norm.bias];
     normalise(narrow, layer.out.outputs, input, norm, shape.epsilon, attended);
 
     quantised.split(attended, hidden, layer.widen_factors, &shape.widen_copies, &layer.widen);
-    quantised.multiply::<L>(&layer.widen, projected);
-    for row in projected.chunks_exact_mut(layer.widen.outputs) {
+    quantised.multiply::<L>(&layer.widen, widened);
+    for row in widened.chunks_exact_mut(layer.widen.outputs) {
         math::activate(shape.activation, row, layer.narrow_factors);
     }
-    quantised.plain(projected, layer.widen.outputs, &layer.narrow);
+    quantised.plain(widened, layer.widen.outputs, &layer.narrow);
     quantised.multiply::<L>(&layer.narrow, narrow);
     let norm = [layer.output_norm.weight, layer.output_norm.bias];
     normalise(narrow, layer.narrow.outputs, attended, norm, shape.epsilon, output);

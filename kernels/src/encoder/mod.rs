@@ -23,13 +23,18 @@ mod forward;
 mod linear;
 mod math;
 mod pack;
+mod team;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use forward::Scratch;
 pub use pack::{Layer, LayerParts, Matrix, Norm, PackError, Packed, pack};
+pub use team::{Each, Team};
 
 use crate::{Kernels, SimdLevel};
+use attention::Projected;
+use forward::Buffers;
+use linear::Portable;
 
 /// The largest sum of two neighbouring codes of one sign in a column of a [`Matrix`] (rows 2i and 2i + 1).
 pub const PAIR_MAX: i32 = 128;
@@ -68,7 +73,8 @@ pub struct LayerShape {
 }
 
 impl Kernels {
-    /// Runs one layer over a text: `input` and `output` are row-major `[tokens, hidden]`.
+    /// Runs one layer over a text: `input` and `output` are row-major `[tokens, hidden]`. The bits are the same for
+    /// every `team`.
     ///
     /// A row with a NaN or an infinity gives NaN in every row of the result.
     ///
@@ -80,22 +86,58 @@ impl Kernels {
         input: &[f32],
         output: &mut [f32],
         scratch: &mut Scratch,
+        team: Team<'_>,
     ) {
         assert_eq!(input.len(), output.len(), "input and output of different lengths");
         assert!(input.len().is_multiple_of(layer.shape.hidden), "input is not whole rows");
+        forward::layer(*self, layer, input, output, scratch, team);
+    }
+
+    fn encoder_project(
+        self,
+        layer: &Layer<'_>,
+        input: &[f32],
+        projected: &mut [f32],
+        buffers: &mut Buffers,
+    ) {
         match self.level {
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx512 => {
                 // SAFETY: a `Kernels` of this level exists only where the features were detected.
-                unsafe { x86::layer_avx512(layer, input, output, scratch) }
+                unsafe { x86::project_avx512(layer, input, projected, buffers) }
             }
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx2 => {
                 // SAFETY: a `Kernels` of this level exists only where the features were detected.
-                unsafe { x86::layer_avx2(layer, input, output, scratch) }
+                unsafe { x86::project_avx2(layer, input, projected, buffers) }
             }
             // NEON has the fused multiply-add in its baseline; its integer products are left to the compiler.
-            _ => forward::layer::<linear::Portable>(layer, input, output, scratch),
+            _ => forward::project::<Portable>(layer, input, projected, buffers),
+        }
+    }
+
+    fn encoder_finish(
+        self,
+        layer: &Layer<'_>,
+        text: Projected<'_>,
+        first: usize,
+        input: &[f32],
+        output: &mut [f32],
+        buffers: &mut Buffers,
+    ) {
+        match self.level {
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512 => {
+                // SAFETY: a `Kernels` of this level exists only where the features were detected.
+                unsafe { x86::finish_avx512(layer, text, first, input, output, buffers) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx2 => {
+                // SAFETY: a `Kernels` of this level exists only where the features were detected.
+                unsafe { x86::finish_avx2(layer, text, first, input, output, buffers) }
+            }
+            // As above.
+            _ => forward::finish::<Portable>(layer, text, first, input, output, buffers),
         }
     }
 }

@@ -10,32 +10,57 @@ use std::arch::x86_64::{
     _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
-use super::forward::{self, Scratch};
+use super::attention::Projected;
+use super::forward::{self, Buffers};
 use super::linear::{INPUT_BLOCK, Level, PANEL, STEP};
 use super::pack::Layer;
 use crate::{CACHE_LINE, prefetch_line};
 
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn layer_avx2(
+pub(super) fn project_avx2(
     layer: &Layer<'_>,
     input: &[f32],
-    output: &mut [f32],
-    scratch: &mut Scratch,
+    projected: &mut [f32],
+    buffers: &mut Buffers,
 ) {
-    forward::layer::<Avx2>(layer, input, output, scratch);
+    forward::project::<Avx2>(layer, input, projected, buffers);
+}
+
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn finish_avx2(
+    layer: &Layer<'_>,
+    text: Projected<'_>,
+    first: usize,
+    input: &[f32],
+    output: &mut [f32],
+    buffers: &mut Buffers,
+) {
+    forward::finish::<Avx2>(layer, text, first, input, output, buffers);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
-pub(super) fn layer_avx512(
+pub(super) fn project_avx512(
     layer: &Layer<'_>,
     input: &[f32],
-    output: &mut [f32],
-    scratch: &mut Scratch,
+    projected: &mut [f32],
+    buffers: &mut Buffers,
 ) {
-    forward::layer::<Avx512>(layer, input, output, scratch);
+    forward::project::<Avx512>(layer, input, projected, buffers);
 }
 
-/// Named only by [`layer_avx2`], which rests on the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(super) fn finish_avx512(
+    layer: &Layer<'_>,
+    text: Projected<'_>,
+    first: usize,
+    input: &[f32],
+    output: &mut [f32],
+    buffers: &mut Buffers,
+) {
+    forward::finish::<Avx512>(layer, text, first, input, output, buffers);
+}
+
+/// Named only by [`project_avx2`] and [`finish_avx2`], which rest on the features.
 struct Avx2;
 
 impl Level for Avx2 {
@@ -44,12 +69,12 @@ impl Level for Avx2 {
         rows: [&[[u8; INPUT_BLOCK]]; R],
         panel: &[[i8; STEP]],
     ) -> [[i32; PANEL]; R] {
-        // SAFETY: only code inside `layer_avx2` uses this level, and its features cover these.
+        // SAFETY: only the two functions above use this level, and their features cover these.
         unsafe { tile_avx2(rows, panel) }
     }
 }
 
-/// Named only by [`layer_avx512`], which rests on the features.
+/// Named only by [`project_avx512`] and [`finish_avx512`], which rest on the features.
 struct Avx512;
 
 impl Level for Avx512 {
@@ -58,7 +83,7 @@ impl Level for Avx512 {
         rows: [&[[u8; INPUT_BLOCK]]; R],
         panel: &[[i8; STEP]],
     ) -> [[i32; PANEL]; R] {
-        // SAFETY: only code inside `layer_avx512` uses this level, and its features cover these.
+        // SAFETY: only the two functions above use this level, and their features cover these.
         unsafe { tile_avx512(rows, panel) }
     }
 }

@@ -139,6 +139,9 @@ pub struct Serve {
     /// What is logged to stderr, such as info,flashbulb=debug [default: RUST_LOG, else info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
+    /// Threads that embed one query: 2 is quicker where a second core is awake [default: 2 on two cores or more]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub query_threads: Option<u8>,
     /// Leave the terminal's session: the daemon was started by another command
     #[arg(long, hide = true)]
     pub detached: bool,

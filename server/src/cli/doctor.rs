@@ -198,7 +198,7 @@ fn probe(
     let options = EmbedOptions { precision: context.precision() };
     let embedder =
         Embedder::open(provisioned, &options, progress).map_err(|error| error.to_string())?;
-    let mut session = embedder.session(1).map_err(|error| error.to_string())?;
+    let mut session = embedder.session().map_err(|error| error.to_string())?;
     let windows = embedder
         .query_windows("Is everything all right in here?")
         .map_err(|error| error.to_string())?;

@@ -9,6 +9,7 @@ use super::exit::{CliError, Exit};
 use super::{Context, absolute};
 use crate::daemon::{self, ServeError, ServeOptions, logging};
 use crate::provision;
+use crate::service::Threads;
 
 /// `flashbulb serve`: returns when the daemon was told to stop.
 pub fn serve(context: &Context, args: &args::Serve) -> Result<Exit, CliError> {
@@ -32,6 +33,9 @@ pub fn serve(context: &Context, args: &args::Serve) -> Result<Exit, CliError> {
         context.wanted(),
     );
     options.precision = context.precision();
+    if let Some(threads) = args.query_threads {
+        options.threads = Threads::with_query_threads(usize::from(threads));
+    }
     daemon::serve(options).map_err(ended)?;
     Ok(Exit::Ok)
 }

@@ -6,6 +6,7 @@
 mod calibration;
 mod compile;
 mod error;
+mod helper;
 mod operator;
 #[expect(unsafe_code, reason = "one call that the ort crate does not wrap")]
 mod raw;
@@ -22,6 +23,7 @@ use ort::environment::Environment;
 use sha2::{Digest, Sha256};
 
 pub use error::EmbedError;
+pub use helper::{Borrowed, Helper};
 pub use session::EmbedSession;
 pub use tokens::Tokens;
 pub use witness::Ran;
@@ -67,7 +69,7 @@ struct Inner {
     dim: usize,
     fingerprint: String,
     ran: Ran,
-    /// The session that made the warm-up run, for the first caller who wants one thread.
+    /// The session that made the warm-up run, for the first caller who wants one.
     spare: Mutex<Option<EmbedSession>>,
 }
 
@@ -147,20 +149,23 @@ impl Embedder {
         self.inner.fingerprint.clone()
     }
 
-    /// A session of its own. With one thread it computes on the caller's own, at the caller's priority.
+    /// Whether a second thread makes a run shorter: ours are the only operators that share their rows out.
+    pub fn shares_rows(&self) -> bool {
+        self.inner.ran.precision == INT8
+    }
+
+    /// A session of its own. It computes on the caller's thread, at the caller's priority.
     ///
     /// # Errors
     /// The runtime cannot load the graph.
-    pub fn session(&self, intra_threads: usize) -> Result<EmbedSession, EmbedError> {
+    pub fn session(&self) -> Result<EmbedSession, EmbedError> {
         let inner = &*self.inner;
-        if intra_threads <= 1 {
-            let mut spare = inner.spare.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(session) = spare.take() {
-                return Ok(session);
-            }
+        let mut spare = inner.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = spare.take() {
+            return Ok(session);
         }
-        let session =
-            runtime::session(&inner.environment, &inner.graph, &inner.shared, intra_threads)?;
+        drop(spare);
+        let session = runtime::session(&inner.environment, &inner.graph, &inner.shared, 1)?;
         let ModelSpec { pooling, position_offset, .. } = inner.spec;
         Ok(EmbedSession::new(session, inner.interface.clone(), pooling, inner.dim, position_offset))
     }

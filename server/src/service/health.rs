@@ -49,7 +49,7 @@ impl Probe {
     /// # Errors
     /// When the model cannot embed them.
     pub fn new(embedder: &Embedder) -> Result<Self, EmbedError> {
-        let mut session = embedder.session(1)?;
+        let mut session = embedder.session()?;
         let kernels = Kernels::detect();
         let index = VectorIndex::new(embedder.dim(), kernels);
         let mut rows = Vec::new();

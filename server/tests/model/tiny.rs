@@ -245,7 +245,7 @@ fn another_shape_is_compiled_from_its_own_configuration() {
         let int8 = open(dir.path().to_owned(), Precision::Int8);
         assert_eq!((float.dim(), float.max_tokens()), (HIDDEN, POSITIONS));
         let (mut float_session, mut int8_session) =
-            (float.session(1).unwrap(), int8.session(1).unwrap());
+            (float.session().unwrap(), int8.session().unwrap());
         for text in ["t3", "t4 t9 t21 nothing t7", &"t5 t6 t29 t11 ".repeat(9)] {
             let window = &float.document_windows(text).unwrap()[0];
             let expected = forward.vector(window.ids(), pooling);
@@ -333,7 +333,7 @@ fn a_graph_made_by_others_is_fed_pooled_and_normalised() {
         let sums: Vec<f64> =
             (0..HIDDEN).map(|c| rows.iter().map(|&r| cell(window.ids()[r], c)).sum()).collect();
         let norm = sums.iter().map(|v| v * v).sum::<f64>().sqrt();
-        let found = embedder.session(1).unwrap().embed(window).unwrap();
+        let found = embedder.session().unwrap().embed(window).unwrap();
         for (found, sum) in found.iter().zip(&sums) {
             assert!((f64::from(*found) - sum / norm).abs() < 1e-5, "{pooling}");
         }

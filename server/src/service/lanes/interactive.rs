@@ -1,14 +1,15 @@
 //! The interactive lane: a few embedding sessions that connection threads check out and run themselves.
 //!
 //! Invariant: a session is held for one window of text and given back, also on an error or a panic, so that a long query
-//! cannot keep a short one waiting for longer than one window. Who waits, waits no longer than its deadline, and no more
-//! than [`WAITERS`] wait at all. It must not know the bulk lane.
+//! cannot keep a short one waiting for longer than one window; the last window's may be kept for a short search. Who
+//! waits, waits no longer than its deadline, and no more than [`WAITERS`] wait at all. It must not know the bulk lane.
 
-use crate::embed::{EmbedError, EmbedSession, Embedder, Tokens};
+use crate::embed::{EmbedSession, Embedder, Helper, Tokens};
 use crate::rpc::{ErrorCode, RpcError};
 use crate::service::counters::{Counters, count};
 use crate::service::errors;
 use crate::service::gate::Gate;
+use crate::service::lanes::LaneError;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::Serialize;
 use serde_json::json;
@@ -23,6 +24,8 @@ pub const WAITERS: usize = 64;
 pub struct Interactive {
     embedder: Arc<Embedder>,
     sessions: usize,
+    /// For the request that finds it free.
+    helper: Option<Helper>,
     state: Mutex<State>,
     given_back: Condvar,
     waiting: Arc<Gate>,
@@ -46,33 +49,39 @@ pub struct InteractiveStatus {
     pub free: usize,
     /// Requests that wait for one.
     pub waiting: usize,
+    /// Parts of embedding runs that a second thread did; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub helped: Option<u64>,
 }
 
 /// Vectors, one a window, and how long was waited for a session.
-pub struct Embedded {
+pub struct Embedded<'a> {
     /// Unit vectors in the order of the windows.
     pub vectors: Vec<Vec<f32>>,
     /// Time in which no session was free.
     pub waited: Duration,
+    /// The session of the last window, for who is about to use the vectors.
+    pub lease: Option<Lease<'a>>,
 }
 
 impl Interactive {
     /// Makes the sessions.
     ///
     /// # Errors
-    /// When the runtime refuses one.
+    /// When the runtime refuses one, or the system the helper's thread.
     pub fn open(
         embedder: Arc<Embedder>,
         sessions: usize,
-        intra_threads: usize,
+        helper: bool,
         counters: Arc<Counters>,
-    ) -> Result<Self, EmbedError> {
-        let free = (0..sessions.max(1))
-            .map(|_| embedder.session(intra_threads))
-            .collect::<Result<Vec<_>, _>>()?;
+    ) -> Result<Self, LaneError> {
+        let free = (0..sessions.max(1)).map(|_| embedder.session()).collect::<Result<Vec<_>, _>>();
+        let free = free?;
+        let helper = (helper && embedder.shares_rows()).then(Helper::start).transpose()?;
         Ok(Self {
             embedder,
             sessions: free.len(),
+            helper,
             state: Mutex::new(State { free, ..State::default() }),
             given_back: Condvar::new(),
             waiting: Gate::new(WAITERS),
@@ -84,7 +93,7 @@ impl Interactive {
     ///
     /// # Errors
     /// `Busy`, `DeadlineExceeded`, or `Embedding` with the runtime's reason.
-    pub fn embed_query(&self, text: &str, deadline: Instant) -> Result<Embedded, RpcError> {
+    pub fn embed_query(&self, text: &str, deadline: Instant) -> Result<Embedded<'_>, RpcError> {
         let windows = self.embedder.query_windows(text);
         self.embed(&windows.map_err(|error| errors::of_embedding(&error))?, deadline)
     }
@@ -93,27 +102,35 @@ impl Interactive {
     ///
     /// # Errors
     /// As [`Self::embed_query`].
-    pub fn embed_document(&self, text: &str, deadline: Instant) -> Result<Embedded, RpcError> {
+    pub fn embed_document(&self, text: &str, deadline: Instant) -> Result<Embedded<'_>, RpcError> {
         let windows = self.embedder.document_windows(text);
         self.embed(&windows.map_err(|error| errors::of_embedding(&error))?, deadline)
     }
 
-    fn embed(&self, windows: &[Tokens], deadline: Instant) -> Result<Embedded, RpcError> {
+    fn embed(&self, windows: &[Tokens], deadline: Instant) -> Result<Embedded<'_>, RpcError> {
         if windows.is_empty() {
             return Err(errors::of_embedding(&"the text has no tokens"));
         }
-        let mut embedded =
-            Embedded { vectors: Vec::with_capacity(windows.len()), waited: Duration::ZERO };
+        let mut embedded = Embedded {
+            vectors: Vec::with_capacity(windows.len()),
+            waited: Duration::ZERO,
+            lease: None,
+        };
         for tokens in windows {
+            // Given back first: others have waited for longer.
+            embedded.lease = None;
             let asked = Instant::now();
             let mut lease = self.checkout(deadline)?;
             embedded.waited += asked.elapsed();
+            // Borrowed only now: who waits for a session must not keep the helper from who has one.
+            let _help = self.helper.as_ref().map(Helper::borrow);
             let vector = lease.session().embed(tokens).map_err(|error| {
                 count(&self.counters.embed_failures, 1);
                 errors::of_embedding(&error)
             })?;
             count(&self.counters.windows_interactive, 1);
             embedded.vectors.push(vector);
+            embedded.lease = Some(lease);
         }
         Ok(embedded)
     }
@@ -162,6 +179,7 @@ impl Interactive {
             sessions: self.sessions,
             free: self.state.lock().free.len(),
             waiting: self.waiting.taken(),
+            helped: self.helper.as_ref().map(Helper::helped),
         }
     }
 }
@@ -176,7 +194,7 @@ pub(crate) fn past_deadline(what: &str) -> RpcError {
 }
 
 /// One session, given back when dropped.
-struct Lease<'a> {
+pub struct Lease<'a> {
     lane: &'a Interactive,
     session: Option<EmbedSession>,
 }

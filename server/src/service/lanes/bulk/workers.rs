@@ -116,7 +116,7 @@ pub(super) fn spawn(
     counters: Arc<Counters>,
     coordinator: Thread,
 ) -> Result<JoinHandle<()>, LaneError> {
-    let session = embedder.session(1)?;
+    let session = embedder.session()?;
     let thread = std::thread::Builder::new().name(format!("bulk-{index}")).spawn(move || {
         let priority = match idle::lower_this_thread() {
             Ok(policy) => policy.to_owned(),
@@ -148,7 +148,7 @@ impl Worker {
     fn embed(&mut self, text: &str) -> Result<Vec<Vec<f32>>, String> {
         let mut session = match self.session.take() {
             Some(session) => session,
-            None => self.embedder.session(1).map_err(|error| error.to_string())?,
+            None => self.embedder.session().map_err(|error| error.to_string())?,
         };
         let embedded = catch_unwind(AssertUnwindSafe(|| self.embed_windows(&mut session, text)));
         match embedded {
