@@ -98,9 +98,9 @@ pub fn rate(
 
 /// What one thread and the same with a helper took, turn by turn in the same minutes; microseconds.
 #[derive(Debug, Serialize)]
-struct Turns<T> {
-    alone: T,
-    helped: Option<T>,
+pub struct Turns<T> {
+    pub alone: T,
+    pub helped: Option<T>,
 }
 
 /// Times `run` alone and, where the model can share its work, with a helper, in turns of one run each.
@@ -136,7 +136,10 @@ impl Clock {
 }
 
 /// One query at a time, at Poisson arrivals: how long tokenising and embedding take with cold caches.
-fn at_a_rate(
+///
+/// # Errors
+/// What the model says.
+pub fn at_a_rate(
     embedder: &Embedder,
     queries: &[String],
     rate: f64,

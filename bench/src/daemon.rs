@@ -35,11 +35,25 @@ pub struct Memory {
 }
 
 impl Daemon {
-    /// Starts `program` on `store` and waits until it answers `first` (method and parameters).
+    /// As [`Self::start_with`], without arguments.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start(program: &Path, dir: &Path, first: (&str, &Value)) -> Result<Daemon, Failure> {
+        Self::start_with(program, dir, &[], first)
+    }
+
+    /// Starts `program serve` with further `arguments` on a store in `dir` and waits until it answers `first` (method and
+    /// parameters).
     ///
     /// # Errors
     /// If it ends, or does not answer in time; its log is named.
-    pub fn start(program: &Path, dir: &Path, first: (&str, &Value)) -> Result<Daemon, Failure> {
+    pub fn start_with(
+        program: &Path,
+        dir: &Path,
+        arguments: &[&str],
+        first: (&str, &Value),
+    ) -> Result<Daemon, Failure> {
         let run = dir.join("run");
         std::fs::create_dir_all(&run)?;
         let mut private = std::fs::metadata(&run)?.permissions();
@@ -54,6 +68,7 @@ impl Daemon {
             .arg(dir.join("store"))
             .arg("--socket")
             .arg(&socket)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

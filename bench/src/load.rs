@@ -30,6 +30,26 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// A run is void if the generator itself was later than this for more than 1 % of the requests.
 const LAG_LIMIT_US: u64 = 1_000;
 
+/// Seconds of load that are not counted: the first requests of a connection and of a graph are another matter.
+const WARM_UP_SECONDS: f64 = 2.0;
+
+/// How many queries `rate` a second for `seconds` take, warm-up included; a Poisson process has a spread.
+pub fn queries_for(rate: f64, seconds: f64) -> usize {
+    let mean = rate * (seconds + WARM_UP_SECONDS);
+    (mean + 6.0 * mean.sqrt()).ceil() as usize + 1
+}
+
+/// Offers the load after some that is not counted.
+///
+/// # Errors
+/// As [`offer`].
+pub fn offer_warm(load: &Load<'_>) -> Result<Outcome, Failure> {
+    let warm_up = queries_for(load.rate, 0.0).min(load.queries.len());
+    let (first, rest) = load.queries.split_at(warm_up);
+    offer(&Load { queries: first, seconds: WARM_UP_SECONDS, ..*load })?;
+    offer(&Load { queries: rest, ..*load })
+}
+
 /// A load to offer.
 pub struct Load<'a> {
     pub socket: &'a Path,
@@ -157,7 +177,8 @@ impl Outcome {
 /// Offers the load and waits for every answer.
 ///
 /// # Errors
-/// If no connection can be made; what a single request meets is counted instead.
+/// If no connection can be made, or there are fewer queries than requests: one asked again would be answered from the
+/// daemon's cache. What a single request meets is counted instead.
 pub fn offer(load: &Load<'_>) -> Result<Outcome, Failure> {
     let mut due = Vec::new();
     let mut at = 0.0;
@@ -167,6 +188,12 @@ pub fn offer(load: &Load<'_>) -> Result<Outcome, Failure> {
             break;
         }
         due.push(Duration::from_secs_f64(at));
+    }
+    let (queries, requests) = (load.queries.len(), due.len());
+    if queries < requests {
+        return Err(
+            format!("{queries} queries for {requests} requests; none is asked twice").into()
+        );
     }
     let next = AtomicUsize::new(0);
     let begun = Instant::now() + Duration::from_millis(50);
@@ -211,7 +238,7 @@ fn worker(
         let scheduled = begun + *due;
         let asked = Instant::now();
         std::thread::sleep(scheduled.saturating_duration_since(asked));
-        let query = &load.queries[i % load.queries.len()];
+        let query = &load.queries[i];
         let params = json!({"space": load.space, "query": query, "k": 10, "mode": "dense"});
         let sent = Instant::now();
         // Late because this thread woke late, not because it was still busy with the last request.
@@ -284,7 +311,7 @@ mod tests {
                 });
             }
         });
-        let queries = vec!["q".to_owned()];
+        let queries = vec!["q".to_owned(); 1000];
         let load = Load {
             socket: &socket,
             space: "s",

@@ -7,11 +7,14 @@
 mod bare;
 mod daemon;
 mod data;
+mod feed;
+mod latency;
 mod load;
 mod machine;
 mod recall;
 mod report;
 mod service;
+mod space;
 
 use std::path::PathBuf;
 
@@ -31,6 +34,8 @@ struct Args {
 enum Command {
     /// Import, search, recall, start-up and memory of the daemon, at each size
     Service(service::Options),
+    /// Search latency at stated rates, alone and beside a saturating import
+    Load(latency::Options),
     /// The embedding model alone: one thread in a loop, and at the rate of a user
     Bare(bare::Options),
 }
@@ -52,6 +57,7 @@ pub struct Common {
 fn main() -> std::process::ExitCode {
     let outcome = match Args::parse().command {
         Command::Service(options) => service::run(&options),
+        Command::Load(options) => latency::run(&options),
         Command::Bare(options) => bare::run(&options),
     };
     match outcome {

@@ -2,24 +2,20 @@
 //!
 //! Invariant: one run on one machine gives all figures of a row; the daemon is the program that users run.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use flashbulb::client::Client;
 use flashbulb::embed::Embedder;
 use flashbulb_engine::StoreOptions;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::bare::{self, Bare};
-use crate::daemon::{ANSWER_LIMIT, Daemon, Memory};
+use crate::daemon::{Daemon, Memory};
 use crate::data::{self, Texts};
 use crate::load::{self, Load, Summary};
 use crate::machine::Machine;
 use crate::recall::{self, Recall};
-use crate::report;
-use crate::{Common, Failure};
+use crate::{Common, Failure, report, space};
 
 const SPACE: &str = "bench";
 
@@ -40,9 +36,6 @@ pub struct Options {
     /// Seconds of load
     #[arg(long, default_value_t = 60.0)]
     seconds: f64,
-    /// Held-out queries
-    #[arg(long, default_value_t = 1000)]
-    queries: usize,
     /// Queries compared with brute force
     #[arg(long, default_value_t = 200)]
     recall_queries: usize,
@@ -84,7 +77,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         let texts = data::texts(
             options.common.data.as_deref(),
             size,
-            options.queries,
+            load::queries_for(options.rate, options.seconds),
             options.common.seed,
             bare::tokens(&embedder),
         )?;
@@ -104,24 +97,12 @@ fn measure(
     texts: &Texts,
 ) -> Result<Row, Failure> {
     let root = tempfile::tempdir()?;
-    let file = root.path().join("turns.txt");
-    let mut out = std::io::BufWriter::new(std::fs::File::create(&file)?);
-    for text in &texts.memories {
-        writeln!(out, "{text}")?;
-    }
-    out.flush()?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let bare = bare::rate(embedder, &texts.memories, threads, options.bare_seconds)?;
 
     let daemon = Daemon::start(program, root.path(), ("admin.status", &json!({})))?;
     let mut client = daemon.client()?;
-    let begun = Instant::now();
-    let params = json!({"space": SPACE, "format": "text", "path": file});
-    client.call::<Value>("memory.import", &params, ANSWER_LIMIT * 6)?;
-    wait(&mut client, |s| s["pending"] == 0)?;
-    let import_per_s = texts.memories.len() as f64 / begun.elapsed().as_secs_f64();
-    wait_indexed(&mut client)?;
-    let indexed_after_s = begun.elapsed().as_secs_f64();
+    let filled = space::fill(&mut client, SPACE, root.path(), &texts.memories)?;
 
     let load = Load {
         socket: &daemon.socket,
@@ -131,9 +112,7 @@ fn measure(
         seconds: options.seconds,
         seed: options.common.seed,
     };
-    // Two seconds that are not counted: the first requests of a connection and of a graph are a row of their own.
-    load::offer(&Load { seconds: 2.0, ..load })?;
-    let outcome = load::offer(&load)?;
+    let outcome = load::offer_warm(&load)?;
     let memory = daemon.memory();
     drop(client);
     daemon.stop()?;
@@ -157,45 +136,16 @@ fn measure(
     let recall = recall::measure(&root.path().join("store"), SPACE, store, &vectors, 10)?;
     Ok(Row {
         memories: texts.memories.len(),
-        import_share_of_bare: import_per_s / bare.texts_per_s,
+        import_share_of_bare: filled.per_s / bare.texts_per_s,
         bare,
-        import_per_s,
-        indexed_after_s,
+        import_per_s: filled.per_s,
+        indexed_after_s: filled.indexed_after_s,
         load: outcome.summary(options.rate),
         memory,
         restart_s,
         restart_after_kill_s,
         recall,
     })
-}
-
-/// Waits until the space's statistics satisfy `done`.
-fn wait(client: &mut Client, done: impl Fn(&Value) -> bool) -> Result<(), Failure> {
-    loop {
-        let stats = client.call::<Value>("space.stats", json!({"space": SPACE}), ANSWER_LIMIT)?;
-        if done(&stats) {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-/// Waits until the graph stops growing: small spaces have none.
-fn wait_indexed(client: &mut Client) -> Result<(), Failure> {
-    let mut last = (u64::MAX, Instant::now());
-    loop {
-        let stats = client.call::<Value>("space.stats", json!({"space": SPACE}), ANSWER_LIMIT)?;
-        let graph = stats["graph_vectors"].as_u64().unwrap_or(0);
-        if graph > 0 && stats["vectors"].as_u64() == Some(graph) {
-            return Ok(());
-        }
-        if graph != last.0 {
-            last = (graph, Instant::now());
-        } else if last.1.elapsed() > Duration::from_secs(5) {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
 }
 
 fn print_row(row: &Row, source: &str) {

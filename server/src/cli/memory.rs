@@ -250,8 +250,11 @@ pub fn what_ran(ran: &Value) -> String {
             .collect();
         (!words.is_empty()).then(|| words.join(", "))
     };
+    let kept = ran.pointer("/embed/cached") == Some(&Value::Bool(true));
+    let embed = words("embed", &["model", "precision", "provider", "runtime"]);
     [
-        words("embed", &["model", "precision", "provider", "runtime"]),
+        embed
+            .map(|words| if kept { format!("kept from an earlier query: {words}") } else { words }),
         words("search", &["device", "simd", "path"]),
     ]
     .into_iter()
@@ -461,6 +464,8 @@ mod tests {
             what_ran(&ran),
             "m, int8, CPUExecutionProvider, ONNX Runtime 1 · cpu, avx2, scan"
         );
+        let kept = json!({"embed": {"model": "m", "cached": true}, "search": null});
+        assert_eq!(what_ran(&kept), "kept from an earlier query: m");
         assert_eq!(what_ran(&json!({"embed": null, "search": {"path": "graph"}})), "graph");
         assert_eq!(what_ran(&Value::Null), "");
     }

@@ -169,7 +169,7 @@ fn tell(
         write_latency(out, "of that inside the daemon", &service_us)?;
         writeln!(
             out,
-            "{FAINT}one request after the other, {} questions in turn, k = {K}, {} memories; {}{FAINT:#}",
+            "{FAINT}one request after the other, {} questions in turn, numbered so that none is asked twice, k = {K}, {} memories; {}{FAINT:#}",
             questions.len(),
             imported.memories,
             what_ran(&ran)
@@ -269,8 +269,10 @@ fn measure(
     let in_turn = questions.iter().cycle().take((WARM_UP + requests) as usize);
     for (at, question) in (0u32..).zip(in_turn) {
         check_interrupt(stop)?;
+        // A query asked again would not be embedded again.
+        let asked = format!("{} ({at})", question.question);
         let started = Instant::now();
-        let found = ask(client, &question.question)?;
+        let found = ask(client, &asked)?;
         let took = started.elapsed();
         if at >= WARM_UP {
             round_trips.record(took);

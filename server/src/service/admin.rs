@@ -81,6 +81,7 @@ pub fn status(context: &Context, NoParams {}: NoParams) -> Result<Report, RpcErr
         "recovery": json_of(service.store.recovery())?,
         "lanes": {
             "interactive": service.interactive.status(),
+            "queries_kept": service.queries.kept(),
             "bulk": service.bulk.status(),
             "upkeep": { "priority": service.upkeep.priority() },
         },

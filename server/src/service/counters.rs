@@ -42,6 +42,8 @@ counters! {
     searches,
     /// Memories added or replaced.
     memories_added,
+    /// Queries whose vector was kept from an earlier one in the same space.
+    queries_cached,
     /// Windows embedded for queries and small adds.
     windows_interactive,
     /// Windows embedded by the bulk lane.

@@ -12,10 +12,12 @@
 //! the bulk lane. Everything else is embedded in the order in which it was stored. The lanes must not know the wire.
 
 pub mod bulk;
+pub mod cache;
 pub mod idle;
 pub mod interactive;
 
 pub use bulk::{Bulk, BulkStatus};
+pub use cache::QueryCache;
 pub use interactive::{Interactive, InteractiveStatus};
 
 use crate::embed::EmbedError;

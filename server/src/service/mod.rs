@@ -30,7 +30,7 @@ use counters::Counters;
 use flashbulb_engine::Store;
 use gate::Gate;
 use health::Probe;
-use lanes::{Bulk, Interactive, LaneError};
+use lanes::{Bulk, Interactive, LaneError, QueryCache};
 use serde_json::value::RawValue;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -98,9 +98,12 @@ pub struct Service {
     pub(crate) store: Arc<Store>,
     /// What the embedder ran on, for every answer.
     pub(crate) embed_ran: Box<RawValue>,
-    /// The same with its counts of nodes, for `admin.*`.
+    /// The same, for an answer whose vector was kept from an earlier query.
+    pub(crate) embed_cached: Box<RawValue>,
+    /// What the embedder ran on with its counts of nodes, for `admin.*`.
     pub(crate) embed_ran_whole: Box<RawValue>,
     pub(crate) interactive: Interactive,
+    pub(crate) queries: QueryCache,
     pub(crate) bulk: Bulk,
     pub(crate) upkeep: Upkeep,
     pub(crate) probe: Probe,
@@ -154,11 +157,15 @@ impl Service {
             members.retain(|name, _| !name.starts_with("nodes_"));
         }
         let embed_ran = serde_json::value::to_raw_value(&ran)?;
+        ran["cached"] = serde_json::Value::Bool(true);
+        let embed_cached = serde_json::value::to_raw_value(&ran)?;
         Ok(Arc::new(Self {
             store,
             embed_ran,
+            embed_cached,
             embed_ran_whole,
             interactive,
+            queries: QueryCache::default(),
             bulk,
             upkeep,
             probe,

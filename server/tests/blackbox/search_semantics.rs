@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 
+use crate::client::Conn;
 use crate::daemon::shared;
 use crate::data::{NOTES, T0, add, found, ids, notes_space, space, vector, vector_space};
 
@@ -41,6 +42,36 @@ fn stage_timings_fit_in_the_total_and_say_what_ran() {
         "nothing was embedded: {}",
         by_vector["took_us"]
     );
+}
+
+#[test]
+fn a_query_asked_again_says_that_its_vector_was_kept_and_finds_what_is_there_now() {
+    let mut conn = shared().conn();
+    let [space, other] = ["kept", "kept-other"].map(|name| notes_space(&mut conn, name));
+    let query = "which of the guests is a vegetarian";
+    let long = format!("{query}? {}", "who said so and when ".repeat(30));
+    let mut ask = |space: &str, query: &str| {
+        conn.ok("memory.search", json!({"space": space, "query": query, "k": 3}))
+    };
+    let kept = |answer: &Value| answer["ran"]["embed"]["cached"].as_bool().unwrap_or(false);
+    let first = ask(&space, query);
+    let again = ask(&space, query);
+    assert!(!kept(&first) && kept(&again), "{} then {}", first["ran"], again["ran"]);
+    assert_eq!(first["hits"], again["hits"]);
+    assert!(!kept(&ask(&other, query)), "one space was told what the other asked");
+    ask(&space, &long);
+    assert!(!kept(&ask(&space, &long)), "{} bytes are more than are kept", long.len());
+    let counted = |conn: &mut Conn| {
+        conn.ok("admin.status", json!({}))["counters"]["queries_cached"].as_u64().unwrap()
+    };
+    let before = counted(&mut conn);
+    conn.ok(
+        "memory.add",
+        json!({"space": space, "items": [{"id": "new", "text": query}], "wait": "searchable"}),
+    );
+    let now = conn.ok("memory.search", json!({"space": space, "query": query, "k": 3}));
+    assert!(kept(&now) && now["hits"][0]["id"] == "new", "{now}");
+    assert!(counted(&mut conn) > before);
 }
 
 #[test]
