@@ -4,8 +4,8 @@
 //! copy that may be lost at any time without losing work. No text is embedded twice in one space while its vectors are
 //! at hand. A text that cannot be embedded is tried again, stays counted, and never stops the others.
 //!
-//! Threads: one *coordinator* at ordinary priority, which alone talks to the store and sleeps nearly always, and
-//! *workers* at idle priority, which see texts and tokens only. So no thread that can be stopped by the kernel for long
+//! Threads: one *coordinator* a little below ordinary priority, which alone talks to the store and sleeps nearly always,
+//! and *workers* at idle priority, which see texts and tokens only. So no thread that can be stopped by the kernel for long
 //! ever holds a lock of the store. The lane must not know the wire.
 
 mod coordinator;
@@ -16,7 +16,7 @@ mod workers;
 
 use crate::embed::Embedder;
 use crate::service::counters::{Counters, count};
-use crate::service::lanes::LaneError;
+use crate::service::lanes::{LaneError, idle};
 use crate::service::lifecycle::Lifecycle;
 use coordinator::{Coordinator, Shared};
 use flashbulb_engine::{Seq, SpaceName, Store};
@@ -32,7 +32,7 @@ use workers::Workers;
 const EXPRESS: usize = 1024;
 
 /// Jobs kept waiting a worker, so that none runs dry while a write is under way.
-const AHEAD: usize = 4;
+const AHEAD: usize = 8;
 
 /// What connection threads and the coordinator share: ordinary priority on both sides.
 #[derive(Default)]
@@ -90,18 +90,22 @@ impl Bulk {
     ) -> Result<Self, LaneError> {
         let inbox = Arc::new(Inbox::default());
         inbox.more.store(true, Ordering::Release);
-        let workers = Arc::new(Workers::default());
+        let ahead = threads.max(1) * AHEAD;
+        let workers = Arc::new(Workers::new(ahead / 2));
         let shared = Shared {
             store,
             inbox: Arc::clone(&inbox),
             workers: Arc::clone(&workers),
-            ahead: threads.max(1) * AHEAD,
+            ahead,
             counters: Arc::clone(&counters),
             lifecycle,
         };
-        let handle = std::thread::Builder::new()
-            .name("bulk".into())
-            .spawn(move || coordinate(&shared, &committed))?;
+        let handle = std::thread::Builder::new().name("bulk".into()).spawn(move || {
+            if let Err(reason) = idle::lower_this_thread_a_little() {
+                tracing::warn!(reason, "the bulk lane's coordinator at ordinary priority");
+            }
+            coordinate(&shared, &committed);
+        })?;
         let waker = handle.thread().clone();
         let mut handles = vec![handle];
         for index in 0..threads.max(1) {

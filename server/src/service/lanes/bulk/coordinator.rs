@@ -1,6 +1,6 @@
 //! The coordinator of the bulk lane: finds work, hands it out, stores what comes back.
 //!
-//! Invariant: it alone of the lane talks to the store, at ordinary priority. A memory is in at most one of: backlog,
+//! Invariant: it alone of the lane talks to the store, at a little less than ordinary priority. A memory is in at most one of: backlog,
 //! handed out, ready, failed and waiting; whatever is lost here is found again in the store. It must not embed.
 
 use super::failures::Failures;
@@ -87,8 +87,10 @@ impl Coordinator {
                 committed();
             }
             self.hand_out(now);
+            // Nobody calls for what comes back while a group waits for its time; so when none does, calls must begin anew.
+            let again = self.ready_since.is_none() && self.shared.workers.end_group();
             let sleep = self.sleep(Instant::now());
-            if !sleep.is_zero() {
+            if !again && !sleep.is_zero() {
                 std::thread::park_timeout(sleep);
             }
         }

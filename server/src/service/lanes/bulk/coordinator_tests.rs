@@ -25,7 +25,7 @@ impl Lane {
         let options = StoreOptions::new(DIM, "test");
         let store = Arc::new(Store::open(&dir.path().join("store"), options).unwrap());
         let inbox = Arc::new(Inbox::default());
-        let workers = Arc::new(Workers::default());
+        let workers = Arc::new(Workers::new(0));
         let coordinator = Coordinator::new(Shared {
             store: Arc::clone(&store),
             inbox: Arc::clone(&inbox),
@@ -66,8 +66,9 @@ impl Lane {
     }
 
     fn give(&self, job: Job, outcome: Result<Vec<Vec<f32>>, String>) {
-        self.workers.give_back(Done { job, outcome });
-        self.bulk.coordinator.unpark();
+        if self.workers.give_back(Done { job, outcome }) {
+            self.bulk.coordinator.unpark();
+        }
     }
 
     fn nothing_waits(&self) {
@@ -212,7 +213,7 @@ fn what_a_former_run_left_is_found_in_the_store() {
     let store = Arc::new(Store::open(&path, StoreOptions::new(DIM, "test")).unwrap());
     let inbox = Arc::new(Inbox::default());
     inbox.more.store(true, Ordering::Release);
-    let workers = Arc::new(Workers::default());
+    let workers = Arc::new(Workers::new(0));
     let coordinator = Coordinator::new(Shared {
         store: Arc::clone(&store),
         inbox,

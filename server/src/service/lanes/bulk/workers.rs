@@ -29,8 +29,9 @@ pub(super) struct Done {
 }
 
 /// The queue and what is known of the workers.
-#[derive(Default)]
 pub(super) struct Workers {
+    /// With so few jobs waiting, more are wanted.
+    low: usize,
     state: Mutex<State>,
     work: Condvar,
     closed: AtomicBool,
@@ -41,10 +42,23 @@ pub(super) struct Workers {
 struct State {
     jobs: VecDeque<Job>,
     done: Vec<Done>,
+    /// The coordinator knows that there is something to store, and will look again in time.
+    group_begun: bool,
     priorities: Vec<String>,
 }
 
 impl Workers {
+    /// No jobs; the coordinator is called when no more than `low` wait.
+    pub(super) fn new(low: usize) -> Self {
+        Self {
+            low,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            closed: AtomicBool::new(false),
+            queued: AtomicUsize::new(0),
+        }
+    }
+
     /// Queues a job, in front of all others where it is urgent.
     pub(super) fn push(&self, job: Job, urgent: bool) {
         let mut state = self.state.lock();
@@ -102,9 +116,22 @@ impl Workers {
         }
     }
 
-    pub(super) fn give_back(&self, done: Done) {
-        self.state.lock().done.push(done);
-        self.queued.fetch_sub(1, Ordering::Relaxed);
+    /// Gives a job back, and says whether the coordinator has something to do: the first of a group begins its wait, a
+    /// short queue wants filling, and the last one ends both.
+    #[must_use]
+    pub(super) fn give_back(&self, done: Done) -> bool {
+        let mut state = self.state.lock();
+        state.done.push(done);
+        let left = self.queued.fetch_sub(1, Ordering::Relaxed) - 1;
+        let first = !std::mem::replace(&mut state.group_begun, true);
+        first || left == 0 || state.jobs.len() <= self.low
+    }
+
+    /// What was taken so far is a whole group; says whether the next has begun already.
+    pub(super) fn end_group(&self) -> bool {
+        let mut state = self.state.lock();
+        state.group_begun = !state.done.is_empty();
+        state.group_begun
     }
 }
 
@@ -129,8 +156,9 @@ pub(super) fn spawn(
         let mut worker = Worker { session: Some(session), workers, embedder, counters };
         while let Some(job) = worker.workers.next() {
             let outcome = worker.embed(&job.text);
-            worker.workers.give_back(Done { job, outcome });
-            coordinator.unpark();
+            if worker.workers.give_back(Done { job, outcome }) {
+                coordinator.unpark();
+            }
         }
     })?;
     Ok(thread)
