@@ -17,6 +17,17 @@ const START_LIMIT: Duration = Duration::from_secs(600);
 /// Longest wait for one answer.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(600);
 
+/// The program to measure: the one given, or the one built beside this one.
+///
+/// # Errors
+/// If this program's own path cannot be read.
+pub fn program(given: Option<&Path>) -> Result<PathBuf, Failure> {
+    match given {
+        Some(program) => Ok(program.to_owned()),
+        None => Ok(std::env::current_exe()?.with_file_name("flashbulb")),
+    }
+}
+
 /// A running daemon.
 pub struct Daemon {
     child: Child,

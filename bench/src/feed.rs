@@ -52,13 +52,18 @@ impl Feed {
         let thread = std::thread::spawn(move || feeder.run().map_err(|e| e.to_string()));
         let mut feed = Feed { client: Client::connect(socket)?, stop, thread: Some(thread) };
         let begun = Instant::now();
-        while feed.mark().map_or(true, |mark| mark.searchable == 0) {
+        loop {
+            match feed.mark() {
+                Ok(mark) if mark.searchable > 0 => return Ok(feed),
+                Err(error) if feed.thread.is_none() => return Err(error),
+                // The space comes to be with the first import.
+                Ok(_) | Err(_) => {}
+            }
             if begun.elapsed() > START_LIMIT {
                 return Err("the import beside the load embeds nothing".into());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        Ok(feed)
     }
 
     /// Where it is now.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::bare::{self, Turns};
-use crate::daemon::Daemon;
+use crate::daemon::{self, Daemon};
 use crate::data;
 use crate::feed::Feed;
 use crate::load::{self, Load, Percentiles, Summary};
@@ -79,10 +79,7 @@ struct Row {
 pub fn run(options: &Options) -> Result<(), Failure> {
     let machine = Machine::read();
     println!("{}\n", machine.line());
-    let program = match &options.program {
-        Some(program) => program.clone(),
-        None => std::env::current_exe()?.with_file_name("flashbulb"),
-    };
+    let program = daemon::program(options.program.as_deref())?;
     let embedder = bare::embedder()?;
     println!("{}; durability sync", report::ran(&embedder));
     let data = options.common.data.as_deref();

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::bare::{self, Bare};
-use crate::daemon::{Daemon, Memory};
+use crate::daemon::{self, Daemon, Memory};
 use crate::data::{self, Texts};
 use crate::load::{self, Load, Summary};
 use crate::machine::Machine;
@@ -66,10 +66,7 @@ struct Row {
 pub fn run(options: &Options) -> Result<(), Failure> {
     let machine = Machine::read();
     println!("{}\n", machine.line());
-    let program = match &options.program {
-        Some(program) => program.clone(),
-        None => std::env::current_exe()?.with_file_name("flashbulb"),
-    };
+    let program = daemon::program(options.program.as_deref())?;
     let embedder = bare::embedder()?;
     println!("{}; durability sync\n", report::ran(&embedder));
     let mut rows = Vec::new();

@@ -352,28 +352,40 @@ fn crew_that_wakes_nobody_is_caught() {
 }
 
 /// Two threads want the crew at once: never do both have it, and who has it second sees what the first wrote.
+fn owners<P: Publication>() {
+    let shared = Arc::new((Arc::new(Crew::<P>::with_publication()), Note(UnsafeCell::new(0))));
+    let helper = {
+        let crew = Arc::clone(&shared.0);
+        thread::spawn(move || crew.serve(1))
+    };
+    let note = |shared: &(Arc<Crew<P>>, Note)| {
+        if let Some(lent) = Lent::of(&shared.0, 1) {
+            // SAFETY: only who has the crew writes; loom checks.
+            shared.1.0.with_mut(|note| unsafe { *note += 1 });
+            drop(lent);
+        }
+    };
+    let other = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || note(&shared))
+    };
+    note(&shared);
+    other.join().unwrap();
+    shared.0.close();
+    helper.join().unwrap();
+}
+
 #[test]
 fn crew_has_one_owner() {
-    holds_within_bounds(|| {
-        let shared = Arc::new((Arc::new(Crew::new()), Note(UnsafeCell::new(0))));
-        let helper = {
-            let crew = Arc::clone(&shared.0);
-            thread::spawn(move || crew.serve(1))
-        };
-        let note = |shared: &(Arc<Crew>, Note)| {
-            if let Some(lent) = Lent::of(&shared.0, 1) {
-                // SAFETY: only who has the crew writes; loom checks.
-                shared.1.0.with_mut(|note| unsafe { *note += 1 });
-                drop(lent);
-            }
-        };
-        let other = {
-            let shared = Arc::clone(&shared);
-            thread::spawn(move || note(&shared))
-        };
-        note(&shared);
-        other.join().unwrap();
-        shared.0.close();
-        helper.join().unwrap();
-    });
+    holds_within_bounds(owners::<ReleaseAcquire>);
+}
+
+#[test]
+fn crew_given_back_without_release_is_caught() {
+    is_caught(owners::<RelaxedStoreMutant>);
+}
+
+#[test]
+fn crew_taken_without_acquire_is_caught() {
+    is_caught(owners::<RelaxedLoadMutant>);
 }

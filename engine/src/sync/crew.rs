@@ -49,7 +49,7 @@ pub struct Crew<P = ReleaseAcquire> {
     /// 1 if a helper's part of this turn panicked. Set to zero with `done`, written before it, read after it, so Relaxed.
     /// No model: it follows `done`.
     broken: AtomicU32,
-    /// 1 while the crew is lent. Taken with Acquire and given back with Release, so that owners follow one another;
+    /// 1 while the crew is lent. Taken with `P::LOAD` and given back with `P::STORE`, so that owners follow one another;
     /// helpers read it Relaxed, to know whether looking for turns is worth while. Model: `crew_has_one_owner`.
     lent: AtomicU32,
     /// 1 when helpers are to end. Relaxed: nothing comes with it. Model: `crew_runs_each_part_once`.
@@ -178,7 +178,7 @@ impl<P: Publication> Lent<P> {
     /// # Panics
     /// If `helper` is not below [`HELPERS`].
     pub fn of(crew: &Arc<Crew<P>>, helper: usize) -> Option<Lent<P>> {
-        let taken = crew.lent.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
+        let taken = crew.lent.compare_exchange(0, 1, P::LOAD, Ordering::Relaxed);
         taken.ok()?;
         let lent = Lent { crew: Arc::clone(crew), helper };
         crew.helpers[helper].ring();
@@ -211,7 +211,7 @@ impl<P: Publication> Lent<P> {
 
 impl<P: Publication> Drop for Lent<P> {
     fn drop(&mut self) {
-        self.crew.lent.store(0, Ordering::Release);
+        self.crew.lent.store(0, P::STORE);
     }
 }
 
