@@ -173,6 +173,16 @@ impl<T, P: Publication> Consumer<T, P> {
         Some(shared.place(self.head).with(|place| cost(unsafe { (*place).assume_init_ref() })))
     }
 
+    /// Items inside, as far as this end knows: never more than there are.
+    pub fn len(&self) -> usize {
+        self.shared.tail.load(Ordering::Relaxed).wrapping_sub(self.head) as usize
+    }
+
+    /// Whether nothing is inside, as far as this end knows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Whether nothing is inside and nothing will come.
     pub fn is_finished(&self) -> bool {
         // In this order: what came before the closing is seen after it.
