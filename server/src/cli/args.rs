@@ -142,6 +142,10 @@ pub struct Serve {
     /// Threads that embed one query: 2 is quicker where a second core is awake [default: 2 on two cores or more]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub query_threads: Option<u8>,
+    /// Milliseconds within which a search without a deadline is to be answered: under overload, those that could not be are
+    /// refused at once [default: 10]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub promise_ms: Option<u64>,
     /// Leave the terminal's session: the daemon was started by another command
     #[arg(long, hide = true)]
     pub detached: bool,

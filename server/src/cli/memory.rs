@@ -125,6 +125,8 @@ struct SearchParams<'a> {
     neighbors: Option<NeighborParams>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     explain: bool,
+    /// A person at a terminal would rather wait than be told that the service is busy.
+    deadline_ms: u64,
 }
 
 #[derive(Serialize)]
@@ -171,6 +173,9 @@ pub struct Hit {
     scores: Option<Value>,
 }
 
+/// How long a search from the command line may take.
+const SEARCH_DEADLINE_MS: u64 = 10_000;
+
 /// `flashbulb search`
 pub fn search(context: &Context, args: args::Search) -> Result<Exit, CliError> {
     let has_time = args.from.is_some() || args.to.is_some();
@@ -183,6 +188,7 @@ pub fn search(context: &Context, args: args::Search) -> Result<Exit, CliError> {
         time: has_time.then_some(TimeParams { from: args.from, to: args.to }),
         neighbors: args.neighbors.map(|count| NeighborParams { before: count, after: count }),
         explain: args.explain,
+        deadline_ms: SEARCH_DEADLINE_MS,
     };
     let mut client = context.client()?;
     let raw = client.call_raw("memory.search", &params, CALL_TIMEOUT)?;

@@ -36,6 +36,9 @@ pub fn serve(context: &Context, args: &args::Serve) -> Result<Exit, CliError> {
     if let Some(threads) = args.query_threads {
         options.threads = Threads::with_query_threads(usize::from(threads));
     }
+    if let Some(promise_ms) = args.promise_ms {
+        options.limits.promise_ms = promise_ms;
+    }
     daemon::serve(options).map_err(ended)?;
     Ok(Exit::Ok)
 }

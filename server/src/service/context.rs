@@ -25,20 +25,35 @@ pub struct Context {
     pub service: Arc<Service>,
     arrived: Cell<Instant>,
     permit: RefCell<Option<Permit>>,
+    /// Says whether the client has gone for good.
+    gone: Box<dyn Fn() -> bool>,
     /// The request at hand waits for something on its client's wish.
     waits: Cell<bool>,
 }
 
 impl Context {
-    /// A view for one thread.
+    /// A view for one thread, whose client never goes.
     #[must_use]
     pub fn new(service: Arc<Service>) -> Self {
+        Self::with_client(service, || false)
+    }
+
+    /// A view for one thread; `gone` says whether nobody will read an answer any more.
+    #[must_use]
+    pub fn with_client(service: Arc<Service>, gone: impl Fn() -> bool + 'static) -> Self {
         Self {
             service,
             arrived: Cell::new(Instant::now()),
             permit: RefCell::new(None),
+            gone: Box::new(gone),
             waits: Cell::new(false),
         }
+    }
+
+    /// Whether nobody will read an answer any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        (self.gone)()
     }
 
     /// Sets when the frame at hand had arrived in whole.

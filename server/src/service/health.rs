@@ -9,6 +9,8 @@ use crate::rpc::params::NoParams;
 use crate::rpc::results::{HealthResult, HealthTookUs, RanOut, SearchRan};
 use crate::rpc::{ErrorCode, RpcError};
 use crate::service::Context;
+use crate::service::lanes::interactive::Wanted;
+use crate::service::lanes::line::Until;
 use crate::service::output::micros;
 use flashbulb_engine::index::{Accept, RowSource, Scratch, SearchParams, VectorIndex, VectorNo};
 use flashbulb_kernels::Kernels;
@@ -92,7 +94,9 @@ impl Probe {
 pub fn health(context: &Context, NoParams {}: NoParams) -> Result<HealthResult, RpcError> {
     let service = &context.service;
     let begun = Instant::now();
-    let embedded = service.interactive.embed_query(TEXTS[0], begun + DEADLINE)?;
+    let until = Until { deadline: begun + DEADLINE, promise: None };
+    let wanted = Wanted { until, gone: &|| context.is_gone() };
+    let embedded = service.interactive.embed_query(TEXTS[0], &wanted)?;
     let embed = begun.elapsed();
     let searching = Instant::now();
     let search = service.probe.search(&embedded.vectors[0])?;

@@ -13,7 +13,8 @@ use crate::rpc::results::{
 use crate::rpc::{ErrorCode, RpcError};
 use crate::service::counters::count;
 use crate::service::errors::of_engine;
-use crate::service::lanes;
+use crate::service::lanes::line::Until;
+use crate::service::lanes::{self, interactive};
 use crate::service::output::{CHUNK, Room, memory};
 use crate::service::{Context, Service, validate};
 use flashbulb_engine as engine;
@@ -107,11 +108,22 @@ fn embed_or_leave(context: &Context, space: &SpaceName, text: &str) -> Option<Ve
         count(&service.counters.texts_reused, 1);
         return Some(vectors);
     }
-    let deadline = context.arrived() + Duration::from_millis(service.limits.searchable_wait_ms);
-    match service.interactive.embed_document(text, deadline) {
+    let wanted = interactive::Wanted {
+        until: Until {
+            deadline: context.arrived() + Duration::from_millis(service.limits.searchable_wait_ms),
+            promise: Some(Duration::from_millis(service.limits.promise_ms)),
+        },
+        // It is stored already, and shall be found whether or not somebody waits for it.
+        gone: &|| false,
+    };
+    match service.interactive.embed_document(text, &wanted) {
         Ok(embedded) => Some(embedded.vectors),
         Err(error) => {
-            tracing::warn!(%error, "a text is left to the bulk lane");
+            if error.is(ErrorCode::Embedding) {
+                tracing::warn!(%error, "a text is left to the bulk lane");
+            } else {
+                tracing::debug!(%error, "a text is left to the bulk lane");
+            }
             None
         }
     }

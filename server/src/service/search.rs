@@ -11,7 +11,8 @@ use crate::rpc::results::{
 use crate::rpc::{Limits, RpcError};
 use crate::service::counters::count;
 use crate::service::errors::of_engine;
-use crate::service::lanes::interactive::{Lease, past_deadline};
+use crate::service::lanes::interactive::{self, Lease};
+use crate::service::lanes::line::{Until, past_deadline};
 use crate::service::output::{CHUNK, Room, memory, micros};
 use crate::service::{Context, validate};
 use flashbulb_engine::{Filter, Found, Hit, Query, Seq, SpaceName, TimeRange};
@@ -37,7 +38,7 @@ struct Wanted {
     neighbors: Option<(usize, usize)>,
     min_seq: Option<Seq>,
     explain: bool,
-    deadline: Instant,
+    until: Until,
 }
 
 /// Handles `memory.context`.
@@ -96,7 +97,7 @@ pub fn search(context: &Context, params: SearchParams) -> Result<SearchResult, R
     let dense = Instant::now();
     let (hits, mut search, waiting) = dense_search(context, &wanted, &vectors)?;
     took.dense = micros(dense.elapsed());
-    if Instant::now() >= wanted.deadline {
+    if Instant::now() >= wanted.until.deadline {
         return Err(past_deadline("the texts were fetched"));
     }
     let fetch = Instant::now();
@@ -137,7 +138,13 @@ fn check(context: &Context, params: SearchParams) -> Result<Wanted, RpcError> {
         neighbors: params.neighbors.map(|wanted| neighbors(wanted, limits)).transpose()?,
         min_seq: params.min_seq.map(Seq),
         explain: params.explain,
-        deadline: context.arrived() + validate::deadline(params.deadline_ms, limits)?,
+        until: Until {
+            deadline: context.arrived() + validate::deadline(params.deadline_ms, limits)?,
+            promise: params
+                .deadline_ms
+                .is_none()
+                .then(|| Duration::from_millis(context.service.limits.promise_ms)),
+        },
     })
 }
 
@@ -153,7 +160,7 @@ fn wait_for(context: &Context, wanted: &Wanted, min_seq: Seq) -> Result<(), RpcE
     context.stop_counting();
     let service = &context.service;
     loop {
-        let slice = wanted.deadline.min(Instant::now() + SLICE);
+        let slice = wanted.until.deadline.min(Instant::now() + SLICE);
         let searchable =
             service.store.wait_searchable(&wanted.space, min_seq, slice).map_err(of_engine)?;
         let stats = service.store.space_stats(&wanted.space).map_err(of_engine)?;
@@ -163,7 +170,7 @@ fn wait_for(context: &Context, wanted: &Wanted, min_seq: Seq) -> Result<(), RpcE
         if there && (searchable || (failed > 0 && stats.pending <= failed)) {
             return Ok(());
         }
-        if Instant::now() >= wanted.deadline || service.lifecycle.is_stopping() {
+        if Instant::now() >= wanted.until.deadline || service.lifecycle.is_stopping() {
             return Err(past_deadline("everything up to `min_seq` could be found"));
         }
         if searchable {
@@ -202,7 +209,10 @@ fn vectors<'a>(
                 let ran = Some(service.embed_cached.clone());
                 return Ok(Embedded { vectors: vec![vector], ran, lease: None });
             }
-            let embedded = service.interactive.embed_query(query, wanted.deadline)?;
+            let embedded = service.interactive.embed_query(
+                query,
+                &interactive::Wanted { until: wanted.until, gone: &|| context.is_gone() },
+            )?;
             took.embed = micros(begun.elapsed().saturating_sub(embedded.waited));
             took.queue = micros(waited + embedded.waited);
             service.queries.keep(&wanted.space, query, &embedded.vectors);
@@ -223,7 +233,7 @@ fn dense_search(
 ) -> Result<(Vec<Hit>, SearchRan, u64), RpcError> {
     let mut found: Vec<Found> = Vec::with_capacity(vectors.len());
     for vector in vectors {
-        if Instant::now() >= wanted.deadline {
+        if Instant::now() >= wanted.until.deadline {
             return Err(past_deadline("the search"));
         }
         let query = Query {

@@ -71,6 +71,7 @@ pub struct Bulk {
     coordinator: Arc<Call>,
     /// Call the workers.
     workers: Vec<Arc<Call>>,
+    /// What each runs at, the express worker's first.
     priority: Vec<String>,
     /// The coordinator's first.
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -83,6 +84,8 @@ pub struct BulkStatus {
     pub workers: usize,
     /// What each worker runs at: `SCHED_IDLE`, or why not.
     pub priority: Vec<String>,
+    /// What the express worker runs at: `nice`, or why not.
+    pub express_priority: String,
     /// Memories without vectors, about.
     pub pending: usize,
     /// Texts handed to workers that have not come back.
@@ -184,8 +187,9 @@ impl Bulk {
     #[must_use]
     pub fn status(&self) -> BulkStatus {
         BulkStatus {
-            workers: self.workers.len(),
-            priority: self.priority.clone(),
+            workers: self.workers.len().saturating_sub(1),
+            priority: self.priority.iter().skip(1).cloned().collect(),
+            express_priority: self.priority.first().cloned().unwrap_or_default(),
             pending: self.pending(),
             queued: self.board.out.load(Ordering::Relaxed),
             express: self.inbox.express.len(),
@@ -208,11 +212,14 @@ impl Bulk {
     }
 }
 
+/// A coordinator that was started: what calls it, what gives it its posts, and its thread.
+type Waiting = (Arc<Call>, SyncSender<Posts>, JoinHandle<()>);
+
 /// Starts the coordinator, which waits for its posts.
 fn spawn_coordinator(
     shared: Shared,
     committed: impl Fn() + Send + 'static,
-) -> Result<(Arc<Call>, SyncSender<Posts>, JoinHandle<()>), LaneError> {
+) -> Result<Waiting, LaneError> {
     let (told, heard) = sync_channel(1);
     let (give_posts, take_posts) = sync_channel::<Posts>(1);
     let thread = std::thread::Builder::new().name("bulk".into()).spawn(move || {
