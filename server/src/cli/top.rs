@@ -101,7 +101,11 @@ impl Terminal {
 
     /// Draws over what is there, as much as fits.
     fn draw(&self, lines: &[Line]) -> io::Result<()> {
-        let (columns, rows) = crossterm::terminal::size()?;
+        let (columns, rows) = match crossterm::terminal::size()? {
+            // A terminal that does not know its size, such as a serial line.
+            (0, _) | (_, 0) => (80, 24),
+            size => size,
+        };
         let mut stdout = io::stdout();
         let styled = anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
         let mut frame = Vec::new();

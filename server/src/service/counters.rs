@@ -54,6 +54,10 @@ counters! {
     texts_reused,
     /// Attempts at embedding that failed.
     embed_failures,
+    /// Requests dropped before they were embedded, because their deadline had passed.
+    cancelled_deadline,
+    /// Requests dropped before they were embedded, because their client had gone.
+    cancelled_gone,
     /// Rounds of upkeep that failed.
     upkeep_failures,
 }

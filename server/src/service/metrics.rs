@@ -187,6 +187,12 @@ fn counters(service: &Service) -> Vec<Family> {
             "lane",
             [("interactive", counted.windows_interactive), ("bulk", counted.windows_bulk)],
         ),
+        by(
+            "cancelled",
+            "Requests dropped before they were embedded",
+            "why",
+            [("deadline", counted.cancelled_deadline), ("gone", counted.cancelled_gone)],
+        ),
         one("query_cache_hits", "Queries whose vector was kept", counted.queries_cached),
         one("query_cache_misses", "Queries that were embedded", counted.queries_not_cached),
         one("memories_added", "Memories added or replaced", counted.memories_added),

@@ -18,9 +18,9 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 const PREFIX: &str = "flashbulb";
 
 /// Upper edges of the text's buckets in microseconds: 1, 2, 5 a decade, and closer around the promise of 10 ms. Each is an
-/// edge of the histogram's own buckets, so the counts are exact.
+/// edge of the histogram's own buckets, so the counts are exact. 10 µs is left out: the specification wants it written as
+/// 1e-05, and the encoder does not.
 const EDGES_US: &[u64] = &[
-    10,
     20,
     50,
     100,
