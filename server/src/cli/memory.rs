@@ -237,7 +237,7 @@ fn write_hit(out: &mut dyn Write, hit: Hit) -> std::io::Result<()> {
 /// `4.20 ms (embed 3.10 ms, dense 212 µs) · what ran`, from the answer itself.
 pub fn how_it_ran(found: &SearchResult) -> String {
     let us = |name: &str| found.took_us.get(name).and_then(Value::as_u64).unwrap_or(0);
-    let stages: Vec<String> = ["queue", "embed", "dense", "lexical", "fuse", "fetch"]
+    let stages: Vec<String> = ["queue", "tokenise", "embed", "dense", "lexical", "fuse", "fetch"]
         .into_iter()
         .filter(|name| us(name) > 0)
         .map(|name| format!("{name} {}", micros(us(name))))

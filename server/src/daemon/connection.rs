@@ -169,7 +169,10 @@ fn serve(mut stream: UnixStream, service: Arc<Service>) -> io::Result<()> {
                     &mut out,
                     &mut |method, params, out| context.invoke(method, params, out),
                 );
-                write(&mut stream, &out, write_time)?;
+                let begun = Instant::now();
+                let written = write(&mut stream, &out, write_time);
+                context.written((!out.is_empty()).then(|| begun.elapsed()));
+                written?;
                 out.clear();
                 if out.capacity() > KEEP {
                     out = Vec::new();

@@ -48,6 +48,8 @@ counters! {
     memories_added,
     /// Queries whose vector was kept from an earlier one in the same space.
     queries_cached,
+    /// Queries that were embedded, because none was kept.
+    queries_not_cached,
     /// Windows embedded for queries and small adds.
     windows_interactive,
     /// Windows embedded by the bulk lane.

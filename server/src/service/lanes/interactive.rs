@@ -57,6 +57,8 @@ pub struct Embedded<'a> {
     pub vectors: Vec<Vec<f32>>,
     /// Time in which no session was free.
     pub waited: Duration,
+    /// Time in which the text was cut into tokens and windows.
+    pub tokenised: Duration,
     /// The session of the last window, for who is about to use the vectors.
     pub lease: Option<Lease<'a>>,
 }
@@ -83,8 +85,11 @@ impl Interactive {
     /// # Errors
     /// `Busy`, `DeadlineExceeded`, or `Embedding` with the runtime's reason.
     pub fn embed_query(&self, text: &str, wanted: &Wanted<'_>) -> Result<Embedded<'_>, RpcError> {
+        let begun = Instant::now();
         let windows = self.embedder.query_windows(text);
-        self.embed(&windows.map_err(|error| errors::of_embedding(&error))?, wanted)
+        let tokenised = begun.elapsed();
+        let windows = windows.map_err(|error| errors::of_embedding(&error))?;
+        Ok(Embedded { tokenised, ..self.embed(&windows, wanted)? })
     }
 
     /// Embeds a memory's text.
@@ -96,8 +101,11 @@ impl Interactive {
         text: &str,
         wanted: &Wanted<'_>,
     ) -> Result<Embedded<'_>, RpcError> {
+        let begun = Instant::now();
         let windows = self.embedder.document_windows(text);
-        self.embed(&windows.map_err(|error| errors::of_embedding(&error))?, wanted)
+        let tokenised = begun.elapsed();
+        let windows = windows.map_err(|error| errors::of_embedding(&error))?;
+        Ok(Embedded { tokenised, ..self.embed(&windows, wanted)? })
     }
 
     fn embed(&self, windows: &[Tokens], wanted: &Wanted<'_>) -> Result<Embedded<'_>, RpcError> {
@@ -110,6 +118,7 @@ impl Interactive {
         let mut embedded = Embedded {
             vectors: Vec::with_capacity(windows.len()),
             waited: Duration::ZERO,
+            tokenised: Duration::ZERO,
             lease: None,
         };
         for tokens in windows {
