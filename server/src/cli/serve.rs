@@ -33,6 +33,7 @@ pub fn serve(context: &Context, args: &args::Serve) -> Result<Exit, CliError> {
         context.wanted(),
     );
     options.precision = context.precision();
+    options.device = context.device();
     if let Some(threads) = args.query_threads {
         options.threads = Threads::with_query_threads(usize::from(threads));
     }

@@ -151,8 +151,7 @@ fn plans(
     let session = runtime::session_from_memory(environment, &probing, path)?;
     drop(probing);
     let interface = Interface::of(&session, path)?;
-    let mut session =
-        EmbedSession::new(session, interface, spec.pooling, spec.hidden, spec.position_offset);
+    let mut session = EmbedSession::new(session, interface, spec, false);
     let names: Vec<String> =
         (0..spec.layers).flat_map(|layer| Site::ALL.map(|site| probe_name(layer, site))).collect();
     let mut peaks: Vec<Vec<f32>> = vec![Vec::new(); names.len()];
