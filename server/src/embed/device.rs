@@ -173,8 +173,8 @@ impl Accelerator {
     pub fn refused(self, what: &str) -> Unavailable {
         let next = match self {
             Self::Cuda => {
-                "it needs an NVIDIA driver (nvidia-smi), the provider libraries of the same package beside libonnxruntime, \
-                 and the CUDA and cuDNN libraries it was built for where the loader finds them (LD_LIBRARY_PATH)"
+                "it needs an NVIDIA driver, and the CUDA and cuDNN libraries of its build where the loader finds them \
+                 (LD_LIBRARY_PATH); docs/gpu.md has the steps"
             }
             Self::CoreMl => "see the runtime's own message",
         };
@@ -254,14 +254,20 @@ impl Accelerator {
     }
 }
 
-/// The runtime's message in one line, without the place in its source.
+/// The longest message of the runtime that is passed on; it stands in every answer.
+const MESSAGE_CHARS: usize = 300;
+
+/// The runtime's message in one line, without the places in its source.
 fn message(what: &str) -> String {
-    let what = match what.split_once("[ONNXRuntimeError] : ") {
+    let what = match (what.rfind("CUDA failure "), what.split_once("[ONNXRuntimeError] : ")) {
+        // What follows the reason names the machine and the call.
+        (Some(at), _) => what[at..].split(" ; ").next().unwrap_or_default(),
         // A number, a word, and what matters.
-        Some((_, rest)) => rest.splitn(3, " : ").last().unwrap_or(rest),
-        None => what,
+        (None, Some((_, rest))) => rest.splitn(3, " : ").last().unwrap_or_default(),
+        (None, None) => what,
     };
-    what.split_whitespace().collect::<Vec<_>>().join(" ")
+    let words: Vec<&str> = what.split_whitespace().collect();
+    words.join(" ").chars().take(MESSAGE_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -322,6 +328,11 @@ mod tests {
         let shown = Accelerator::Cuda.refused(said).to_string();
         assert!(shown.starts_with("CUDA: Failed to load x with error: y : z; it needs"), "{shown}");
         assert_eq!(message("two\n  lines "), "two lines");
+        assert_eq!(
+            message("/src/a.cc:1 f() CUDA failure 100: no device ; GPU=-1 ; x"),
+            "CUDA failure 100: no device"
+        );
+        assert_eq!(message(&"ü".repeat(999)).chars().count(), MESSAGE_CHARS);
     }
 
     /// CoreML runs what it took as nodes of its own.

@@ -13,8 +13,9 @@ use super::session::{EmbedSession, Interface};
 use super::shared::Shared;
 use super::tokens::Splitter;
 use super::witness::{self, Ran};
-use super::{EmbedError, Tokens, calibration, runtime};
+use super::{EmbedError, Tokens, calibration, compile, runtime};
 use crate::model::ModelSpec;
+use crate::provision::Logged;
 
 /// The precision of a graph that Flashbulb compiled to signed bytes, as [`Ran`] names it.
 pub const INT8: &str = "int8";
@@ -31,6 +32,8 @@ pub struct Chosen {
     pub sha256: String,
     /// As [`Ran`] names it.
     pub precision: &'static str,
+    /// What it was compiled from, if Flashbulb made it.
+    pub weights: Option<PathBuf>,
 }
 
 impl Chosen {
@@ -52,6 +55,8 @@ pub struct Source {
     pub chosen: Chosen,
     /// The graph's large constants, where sessions share them.
     pub shared: Shared,
+    /// Where compiled graphs are, and where profiles pass through.
+    pub compiled: PathBuf,
 }
 
 /// A session after its first runs.
@@ -67,29 +72,51 @@ pub struct Loaded {
 }
 
 impl Source {
-    /// A session, on the processor where no accelerator is given.
+    /// A session, on the processor where no accelerator is given; on one, with every heavy node placed there.
     pub fn session(&self, accelerator: Option<Accelerator>) -> Result<EmbedSession, EmbedError> {
-        let Chosen { graph, .. } = &self.chosen;
-        let session = runtime::session(&self.environment, graph, &self.shared, accelerator, 1)?;
-        let interface = Interface::of(&session, graph)?;
-        Ok(EmbedSession::new(session, interface, &self.spec, self.chosen.is_float()))
+        self.session_over(&self.chosen.graph, accelerator)
     }
 
-    /// A further session like one that was proven.
-    pub fn another(&self, accelerator: Option<Accelerator>) -> Result<EmbedSession, EmbedError> {
-        let session = self.session(accelerator)?;
+    fn session_over(
+        &self,
+        graph: &Path,
+        accelerator: Option<Accelerator>,
+    ) -> Result<EmbedSession, EmbedError> {
+        let session = runtime::session(&self.environment, graph, &self.shared, accelerator, 1)?;
+        let interface = Interface::of(&session, graph)?;
+        let session = EmbedSession::new(session, interface, &self.spec, self.chosen.is_float());
         if let Some(accelerator) = accelerator {
             accelerator.judge_placement(&session.placement()?).map_err(EmbedError::Device)?;
         }
         Ok(session)
     }
 
-    /// A session that has made its warm-up run, with what the runtime says of it; its profile passes through `scratch`.
-    pub fn load(
+    /// A session for many texts at once, over a graph that takes a mask where Flashbulb can make one.
+    pub fn for_batches(
         &self,
         accelerator: Option<Accelerator>,
-        scratch: &Path,
-    ) -> Result<Loaded, EmbedError> {
+    ) -> Result<EmbedSession, EmbedError> {
+        let Self { environment, spec, splitter, compiled, .. } = self;
+        match &self.chosen.weights {
+            Some(weights) if self.chosen.is_float() && spec.pooling.bears_padding() => {
+                let format = compile::Format::MaskedF32;
+                let made = compile::graph(
+                    environment,
+                    spec,
+                    splitter,
+                    weights,
+                    format,
+                    compiled,
+                    &Logged,
+                )?;
+                self.session_over(&made.path, accelerator)
+            }
+            _ => self.session(accelerator),
+        }
+    }
+
+    /// A session that has made its warm-up run, with what the runtime says of it.
+    pub fn load(&self, accelerator: Option<Accelerator>) -> Result<Loaded, EmbedError> {
         let mut session = self.session(accelerator)?;
         let placed = session.placement()?;
         // A usual query's length first, to size the buffers.
@@ -99,19 +126,22 @@ impl Source {
         }
         let windows = self.splitter.windows("", "ready")?;
         let window = windows.first().ok_or(EmbedError::EmptyText)?;
-        let executed = witness::witness(&mut session, window, scratch)?;
+        let executed = witness::witness(&mut session, window, &self.compiled)?;
         Ok(Loaded { session, placed, executed, accelerator })
     }
 
     /// A session on `accelerator`, proven.
-    pub fn load_on(&self, accelerator: Accelerator, scratch: &Path) -> Result<Loaded, Unavailable> {
+    pub fn load_on(&self, accelerator: Accelerator) -> Result<Loaded, Unavailable> {
         if !self.chosen.is_float() {
             return Err(accelerator.refuses_int8());
         }
-        let refused = |error: EmbedError| accelerator.refused(&error.bare());
-        let mut loaded = self.load(Some(accelerator), scratch).map_err(refused)?;
+        let refused = |error: EmbedError| match error {
+            EmbedError::Device(unavailable) => unavailable,
+            other => accelerator.refused(&other.bare()),
+        };
+        let mut loaded = self.load(Some(accelerator)).map_err(refused)?;
         accelerator.judge(&loaded.placed, &loaded.executed)?;
-        let cosine = self.least_cosine(&mut loaded.session).map_err(refused)?;
+        let cosine = self.least_cosine(&mut loaded.session, accelerator).map_err(refused)?;
         // Not a number is no proof either.
         if cosine.is_nan() || cosine < LEAST_COSINE {
             return Err(accelerator.computes_wrongly(cosine));
@@ -120,23 +150,27 @@ impl Source {
         Ok(loaded)
     }
 
-    /// The least cosine between vectors of `session`, alone and in batches, and the processor's.
-    fn least_cosine(&self, session: &mut EmbedSession) -> Result<f32, EmbedError> {
+    /// The least cosine between the vectors of `accelerator`, alone and in batches, and the processor's.
+    fn least_cosine(
+        &self,
+        session: &mut EmbedSession,
+        accelerator: Accelerator,
+    ) -> Result<f32, EmbedError> {
         let mut processor = self.session(None)?;
         let mut windows: Vec<Tokens> = Vec::new();
         for text in calibration::TEXTS {
             windows.extend(self.splitter.windows(&self.spec.passage_prefix, text)?);
         }
-        let together = session.embed_batch(&windows)?;
+        let together = self.for_batches(Some(accelerator))?.embed_batch(&windows)?;
         let mut least = f32::INFINITY;
         for (window, together) in windows.iter().zip(together) {
             let reference = processor.embed(window)?;
             for vector in [session.embed(window)?, together] {
                 let cosine: f32 = reference.iter().zip(&vector).map(|(a, b)| a * b).sum();
-                least = if cosine.is_nan() { cosine } else { least.min(cosine) };
-                if least.is_nan() {
-                    return Ok(least);
+                if cosine.is_nan() {
+                    return Ok(cosine);
                 }
+                least = least.min(cosine);
             }
         }
         Ok(least)

@@ -35,6 +35,7 @@ pub use witness::Ran;
 
 use crate::model::{GRAPH_VERSION, ModelSource, ModelSpec};
 use crate::provision::{Progress, Provisioned, hex, sha256};
+use compile::{Format, Graph};
 use device::Accelerator;
 use load::{Chosen, INT8, Source};
 use shared::Shared;
@@ -106,11 +107,12 @@ impl Embedder {
             INT8 => Shared::read(&chosen.graph)?,
             _ => Shared::default(),
         };
-        let source = Source { environment, spec, splitter, chosen, shared };
-        let tried = accelerator.map(|accelerator| source.load_on(accelerator, compiled));
+        let compiled = compiled.clone();
+        let source = Source { environment, spec, splitter, chosen, shared, compiled };
+        let tried = accelerator.map(|accelerator| source.load_on(accelerator));
         let loaded = match choice.settle(tried.transpose())? {
             Some(loaded) => loaded,
-            None => source.load(None, compiled)?,
+            None => source.load(None)?,
         };
         let ran = source.ran(&loaded, runtime::version(library)?);
         let Choice { wanted, reason } = choice;
@@ -152,8 +154,15 @@ impl Embedder {
         self.inner.ran.precision == INT8
     }
 
-    /// Whether texts are embedded faster together than one by one: on an accelerator, with
-    /// [`EmbedSession::embed_batch`].
+    /// A session of its own for [`EmbedSession::embed_batch`]. Its vectors are those of [`Self::session`] up to rounding.
+    ///
+    /// # Errors
+    /// As [`Self::session`]; also, when it is used, where the model computes with bytes.
+    pub fn batch_session(&self) -> Result<EmbedSession, EmbedError> {
+        self.inner.source.for_batches(self.inner.accelerator)
+    }
+
+    /// Whether texts are embedded faster together than one by one, with [`Self::batch_session`]: on an accelerator.
     pub fn batches(&self) -> bool {
         self.inner.accelerator.is_some()
     }
@@ -174,7 +183,7 @@ impl Embedder {
             return Ok(session);
         }
         drop(spare);
-        inner.source.another(inner.accelerator)
+        inner.source.session(inner.accelerator)
     }
 
     /// The windows of a memory's text, with overlap; the passage prefix opens each.
@@ -254,19 +263,15 @@ fn choose(
     };
     match source {
         ModelSource::Safetensors(weights) => {
-            let int8 = match precision {
-                Precision::Int8 => true,
-                Precision::F32 => false,
+            let (format, precision) = match (precision, options.device) {
                 // Whatever becomes of the accelerator: a store must not need another model when it is missing one day.
-                Precision::Auto => options.device == Device::Cpu,
+                (Precision::Int8, _) | (Precision::Auto, Device::Cpu) => (Format::Int8, INT8),
+                (Precision::F32 | Precision::Auto, _) => (Format::F32, "f32"),
             };
             let made =
-                compile::graph(environment, spec, splitter, &weights, int8, compiled, progress)?;
-            Ok(Chosen {
-                graph: made.path,
-                sha256: made.sha256,
-                precision: if int8 { INT8 } else { "f32" },
-            })
+                compile::graph(environment, spec, splitter, &weights, format, compiled, progress)?;
+            let Graph { path: graph, sha256 } = made;
+            Ok(Chosen { graph, sha256, precision, weights: Some(weights) })
         }
         ModelSource::Onnx(graph) => {
             let io = |source| EmbedError::Cache { path: graph.clone(), source };
@@ -276,7 +281,8 @@ fn choose(
                 let name = name.to_string_lossy();
                 name.contains("int8") || name.contains("quantized")
             });
-            Ok(Chosen { graph, sha256, precision: if quantised { "onnx-int8" } else { "onnx" } })
+            let precision = if quantised { "onnx-int8" } else { "onnx" };
+            Ok(Chosen { graph, sha256, precision, weights: None })
         }
     }
 }

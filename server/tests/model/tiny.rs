@@ -259,6 +259,8 @@ fn another_shape_is_compiled_from_its_own_configuration() {
             let quantised = cosine(&int8_session.embed(window).unwrap(), &expected);
             assert!(quantised > 0.99, "{pooling} {text}: int8 cosine {quantised}");
         }
+        let many = ["t3", "t4 t9 t21 nothing t7", "t8 t9", "t5 t6 t29 t11 t12 t13", "t20"];
+        super::batch::is_as_one_by_one(&float, &many, 1e-5);
     }
 }
 
