@@ -46,9 +46,13 @@ pub struct Global {
         value_hint = ValueHint::ExecutablePath
     )]
     pub python: Option<PathBuf>,
-    /// Precision of the model: auto is int8 on the processor
+    /// Precision of the model: auto is int8, and f32 where an accelerator is wanted
     #[arg(long, global = true, value_enum, default_value_t)]
     pub precision: PrecisionArg,
+    /// Where the model runs: required fails the start where the accelerator (CUDA; CoreML on macOS) does not carry it,
+    /// preferred says so in every answer; both make the precision f32 unless it is given
+    #[arg(long, global = true, env = "FLASHBULB_DEVICE", value_enum, default_value_t)]
+    pub device: DeviceArg,
     /// Never fetch the runtime or the model
     #[arg(long, global = true)]
     pub offline: bool,
@@ -66,13 +70,25 @@ pub struct Global {
 /// Precision of the model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum PrecisionArg {
-    /// int8 on the processor.
+    /// int8, and f32 where an accelerator is wanted.
     #[default]
     Auto,
     /// 32-bit floats.
     F32,
     /// 8-bit integers.
     Int8,
+}
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum DeviceArg {
+    /// On the processor.
+    #[default]
+    Cpu,
+    /// On the accelerator where that carries the model, else on the processor, and every answer says so.
+    Preferred,
+    /// On the accelerator or not at all.
+    Required,
 }
 
 /// When to print colours.

@@ -257,7 +257,7 @@ pub fn what_ran(ran: &Value) -> String {
         (!words.is_empty()).then(|| words.join(", "))
     };
     let kept = ran.pointer("/embed/cached") == Some(&Value::Bool(true));
-    let embed = words("embed", &["model", "precision", "provider", "runtime"]);
+    let embed = words("embed", &["model", "precision", "device", "provider", "runtime"]);
     [
         embed
             .map(|words| if kept { format!("kept from an earlier query: {words}") } else { words }),
@@ -463,12 +463,12 @@ mod tests {
     #[test]
     fn what_ran_is_told_in_words() {
         let ran = json!({
-            "embed": {"runtime": "ONNX Runtime 1", "provider": "CPUExecutionProvider", "precision": "int8", "model": "m", "dim": 4},
+            "embed": {"runtime": "ONNX Runtime 1", "provider": "CPUExecutionProvider", "precision": "int8", "model": "m", "dim": 4, "device": "cpu"},
             "search": {"device": "cpu", "simd": "avx2", "path": "scan", "scanned": 3},
         });
         assert_eq!(
             what_ran(&ran),
-            "m, int8, CPUExecutionProvider, ONNX Runtime 1 · cpu, avx2, scan"
+            "m, int8, cpu, CPUExecutionProvider, ONNX Runtime 1 · cpu, avx2, scan"
         );
         let kept = json!({"embed": {"model": "m", "cached": true}, "search": null});
         assert_eq!(what_ran(&kept), "kept from an earlier query: m");

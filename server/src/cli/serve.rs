@@ -34,6 +34,7 @@ pub fn serve(context: &Context, args: &args::Serve) -> Result<Exit, CliError> {
     );
     options.precision = context.precision();
     options.slow_ms = args.slow_ms;
+    options.device = context.device();
     if let Some(threads) = args.query_threads {
         options.threads = Threads::with_query_threads(usize::from(threads));
     }

@@ -124,7 +124,7 @@ pub fn health(context: &Context, NoParams {}: NoParams) -> Result<HealthResult, 
 /// What is less than it should be, for `admin.*`.
 pub(crate) fn degraded(context: &Context) -> Vec<String> {
     let bulk = context.service.bulk.status();
-    let mut degraded = Vec::new();
+    let mut degraded = Vec::from_iter(context.service.device.degraded());
     if bulk.failed > 0 {
         degraded.push(format!(
             "embedding_failed: {} memories could not be embedded; `admin.status` says why",

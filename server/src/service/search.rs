@@ -372,7 +372,7 @@ fn fetch_neighbors(
 /// What makes this space's answers less than they should be.
 fn degraded(context: &Context, space: &SpaceName, waiting: u64) -> Vec<String> {
     let failed = context.service.bulk.failed(space);
-    let mut out = Vec::new();
+    let mut out = Vec::from_iter(context.service.device.degraded());
     if failed > 0 {
         out.push(format!(
             "embedding_failed: {failed} memories of this space could not be embedded and are not found by meaning; `admin.status` says why"
