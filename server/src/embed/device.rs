@@ -160,8 +160,8 @@ impl Accelerator {
     fn where_from(self) -> &'static str {
         match self {
             Self::Cuda => {
-                "point --runtime (FLASHBULB_ORT) to the libonnxruntime of a GPU build (package onnxruntime-gpu), with its \
-                 libonnxruntime_providers_cuda and _shared beside it"
+                "run `flashbulb setup --device required`, which fetches 256 MB, or point --runtime (FLASHBULB_ORT) to the \
+                 libonnxruntime of a GPU build (package onnxruntime-gpu), its provider libraries beside it"
             }
             Self::CoreMl => {
                 "point --runtime (FLASHBULB_ORT) to a libonnxruntime that was built with CoreML"
