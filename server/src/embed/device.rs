@@ -113,6 +113,11 @@ impl Accelerator {
         }
     }
 
+    /// Whether it has the operators that ONNX Runtime fuses for BERT.
+    pub fn has_fused_operators(self) -> bool {
+        self == Self::Cuda
+    }
+
     /// Whether its nodes run fused into few, under names of the provider's own, so that a profile shows no operators.
     fn compiles(self) -> bool {
         self == Self::CoreMl
