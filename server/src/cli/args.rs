@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::exit::Exit;
-use super::values::{JsonObject, parse_object, parse_time};
+use super::values::{JsonObject, parse_interval, parse_object, parse_time};
 
 /// A memory service for AI agents: text in, memories out, by meaning.
 #[derive(Debug, Parser)]
@@ -135,6 +135,10 @@ pub enum Command {
     Space(Space),
     /// Show what the daemon is doing
     Status,
+    /// Show live what the daemon is doing: lanes, rates, percentiles, stages
+    Top(Top),
+    /// Print counters and histograms as OpenMetrics text
+    Metrics,
     /// Check this machine, the installation and the daemon
     Doctor,
     /// Check every file of the store against its checksums
@@ -158,6 +162,13 @@ pub struct Serve {
     /// Threads that embed one query: 2 is quicker where a second core is awake [default: 2 on two cores or more]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub query_threads: Option<u8>,
+    /// Milliseconds within which a search without a deadline is to be answered: under overload, those that could not be are
+    /// refused at once [default: 10]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub promise_ms: Option<u64>,
+    /// Log requests that take longer, with the stage that was slow
+    #[arg(long, value_name = "N", default_value_t = crate::daemon::SLOW_MS)]
+    pub slow_ms: u64,
     /// Leave the terminal's session: the daemon was started by another command
     #[arg(long, hide = true)]
     pub detached: bool,
@@ -462,6 +473,17 @@ pub struct DropSpace {
     pub space: String,
 }
 
+/// `top`.
+#[derive(Debug, Args)]
+pub struct Top {
+    /// Seconds from one screen to the next
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = parse_interval)]
+    pub interval: f64,
+    /// Print one screen after one interval and end
+    #[arg(long)]
+    pub once: bool,
+}
+
 /// `snapshot`.
 #[derive(Debug, Args)]
 pub struct Snapshot {
@@ -516,6 +538,11 @@ mod tests {
         check("setup --from a --bundle b", false);
         check("space drop a", true);
         check("completions bash", true);
+        check("top --once --interval 0.5", true);
+        check("top --interval 0", false);
+        check("top --interval nan", false);
+        check("serve --slow-ms 0", true);
+        check("serve --slow-ms -1", false);
         check("frobnicate", false);
         if std::env::var_os("FLASHBULB_SPACE").is_none() {
             check("search what", false);

@@ -16,6 +16,7 @@ pub(crate) mod output;
 pub(crate) mod progress;
 mod serve;
 mod show;
+mod top;
 mod values;
 
 use std::ffi::OsString;
@@ -96,6 +97,8 @@ impl Context {
             Command::Export(args) => export::export(self, &args),
             Command::Space(args) => admin::space(self, args),
             Command::Status => admin::status(self),
+            Command::Top(args) => top::top(self, &args),
+            Command::Metrics => admin::metrics(self),
             Command::Doctor => doctor::doctor(self),
             Command::Verify => admin::verify(self),
             Command::Compact => admin::compact(self),

@@ -60,7 +60,12 @@ pub struct ServeOptions {
     pub limits: Limits,
     /// How many threads and sessions.
     pub threads: Threads,
+    /// Milliseconds after which a request is logged as slow.
+    pub slow_ms: u64,
 }
+
+/// `slow_ms` when nothing else is said.
+pub const SLOW_MS: u64 = 1_000;
 
 impl ServeOptions {
     /// Default options for a store and a socket.
@@ -74,6 +79,7 @@ impl ServeOptions {
             device: Device::Cpu,
             limits: Limits::default(),
             threads: Threads::default(),
+            slow_ms: SLOW_MS,
         }
     }
 }
@@ -168,7 +174,8 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
             .map_err(|source| ServeError::Store { dir: options.store_dir.clone(), source })?;
     tracing::info!(took_ms = millis(begun), recovery = ?store.recovery(), "store ready");
     let place = Place { store_dir: options.store_dir, socket: options.socket };
-    let service = Service::start(store, embedder, &options.threads, options.limits, place)?;
+    let slow = Duration::from_millis(options.slow_ms);
+    let service = Service::start(store, embedder, &options.threads, options.limits, place, slow)?;
     let served = listen(&service, &lock, begun);
     let closed = service.close();
     // Only now may another daemon take the socket: this one has let go of the store.

@@ -6,6 +6,7 @@
 //! carries that name. The service must not know sockets or frames.
 
 pub mod admin;
+pub mod clock;
 pub mod context;
 pub mod counters;
 pub mod errors;
@@ -15,6 +16,7 @@ pub mod lanes;
 pub mod lifecycle;
 pub mod memory;
 pub mod methods;
+pub mod metrics;
 pub mod output;
 pub mod search;
 pub mod transfer;
@@ -31,10 +33,11 @@ use flashbulb_engine::Store;
 use gate::Gate;
 use health::Probe;
 use lanes::{Bulk, Interactive, LaneError, QueryCache};
+use metrics::Metrics;
 use serde_json::value::RawValue;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use upkeep::Upkeep;
 
 /// How the service uses threads.
@@ -110,6 +113,9 @@ pub struct Service {
     pub(crate) upkeep: Upkeep,
     pub(crate) probe: Probe,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) metrics: Metrics,
+    /// Requests that take longer are logged.
+    pub(crate) slow: Duration,
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) in_flight: Arc<Gate>,
     pub(crate) connections: Arc<Gate>,
@@ -119,7 +125,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts the lanes and the upkeep of an open store.
+    /// Starts the lanes and the upkeep of an open store. Requests that take longer than `slow` are logged.
     ///
     /// # Errors
     /// When a session or a thread cannot be made, or the model cannot embed.
@@ -129,6 +135,7 @@ impl Service {
         threads: &Threads,
         limits: Limits,
         place: Place,
+        slow: Duration,
     ) -> Result<Arc<Self>, OpenError> {
         let store = Arc::new(store);
         let embedder = Arc::new(embedder);
@@ -173,6 +180,8 @@ impl Service {
             upkeep,
             probe,
             counters,
+            metrics: Metrics::new(methods::METHODS.iter().map(|method| method.name)),
+            slow,
             lifecycle,
             in_flight: Gate::new(limits.requests_in_flight),
             connections: Gate::new(limits.connections),

@@ -29,6 +29,7 @@ mod limits;
 mod many_spaces;
 mod model;
 mod model_test;
+mod observe;
 mod params;
 mod protocol;
 mod races;
