@@ -108,7 +108,7 @@ pub enum ColorArg {
 pub enum Command {
     /// Run the daemon in the foreground
     Serve(Serve),
-    /// Fetch the runtime and the model, or move them between machines
+    /// Fetch the runtime and the model, with --device a runtime for it, or move them between machines
     Setup(Setup),
     /// Import a shipped conversation log into a temporary store and ask it questions
     Demo(Demo),

@@ -29,7 +29,7 @@ use serde_json::json;
 
 use crate::client::{self, Client, StartOptions};
 use crate::embed::{Device, Precision};
-use crate::provision::{self, Wanted};
+use crate::provision::{self, Build, Wanted};
 use args::{Cli, Command, DeviceArg, Global, PrecisionArg};
 use exit::{CliError, Exit};
 use output::{BAD, Output};
@@ -141,8 +141,13 @@ impl Context {
 
     /// Which runtime and model are wanted.
     pub fn wanted(&self) -> Wanted {
+        let build = match self.global.device {
+            DeviceArg::Cpu => Build::Cpu,
+            DeviceArg::Preferred | DeviceArg::Required => Build::AcceleratedIfInstalled,
+        };
         Wanted {
             runtime: self.global.runtime.clone(),
+            build,
             model: self.global.model.clone(),
             python: self.global.python.clone(),
             offline: self.global.offline,

@@ -8,7 +8,7 @@ use super::args;
 use super::exit::{CliError, Exit};
 use super::{Context, absolute};
 use crate::daemon::{self, ServeError, ServeOptions, logging};
-use crate::provision;
+use crate::provision::{self, Build};
 use crate::service::Threads;
 
 /// `flashbulb serve`: returns when the daemon was told to stop.
@@ -61,12 +61,12 @@ fn ended(error: ServeError) -> CliError {
 /// `flashbulb setup`
 pub fn setup(context: &Context, args: &args::Setup) -> Result<Exit, CliError> {
     let progress = provision::Drawn::default();
-    let provisioned = provision::setup(
-        &context.wanted(),
-        args.from.as_deref(),
-        args.bundle.as_deref(),
-        &progress,
-    )?;
+    let mut wanted = context.wanted();
+    if wanted.build == Build::AcceleratedIfInstalled {
+        wanted.build = Build::Accelerated;
+    }
+    let provisioned =
+        provision::setup(&wanted, args.from.as_deref(), args.bundle.as_deref(), &progress)?;
     let document = json!({
         "runtime_library": provisioned.runtime_library,
         "model_dir": provisioned.model_dir,

@@ -38,6 +38,8 @@ pub enum Format {
     F32,
     /// Floats, many texts a run.
     MaskedF32,
+    /// Floats, one text a run, without fused operators.
+    StandardF32,
     /// Signed bytes, one text a run.
     Int8,
 }
@@ -48,6 +50,7 @@ impl Format {
         match self {
             Self::F32 => "f32",
             Self::MaskedF32 => "f32-masked",
+            Self::StandardF32 => "f32-standard",
             Self::Int8 => "int8",
         }
     }
@@ -100,6 +103,7 @@ pub fn graph(
     let bytes = match format {
         Format::F32 => compile_as(spec, &weights, Weighting::F32 { probes: false })?,
         Format::MaskedF32 => compile_as(spec, &weights, Weighting::MaskedF32)?,
+        Format::StandardF32 => compile_as(spec, &weights, Weighting::StandardF32)?,
         Format::Int8 => {
             let plans = plans(environment, spec, splitter, &weights, &file)?;
             compile_as(spec, &weights, Weighting::Int8 { plans: &plans })?

@@ -113,6 +113,11 @@ impl Accelerator {
         }
     }
 
+    /// Whether it has the operators that ONNX Runtime fuses for BERT.
+    pub fn has_fused_operators(self) -> bool {
+        self == Self::Cuda
+    }
+
     /// Whether its nodes run fused into few, under names of the provider's own, so that a profile shows no operators.
     fn compiles(self) -> bool {
         self == Self::CoreMl
@@ -160,8 +165,8 @@ impl Accelerator {
     fn where_from(self) -> &'static str {
         match self {
             Self::Cuda => {
-                "point --runtime (FLASHBULB_ORT) to the libonnxruntime of a GPU build (package onnxruntime-gpu), with its \
-                 libonnxruntime_providers_cuda and _shared beside it"
+                "run `flashbulb setup --device required`, which fetches 256 MB, or point --runtime (FLASHBULB_ORT) to the \
+                 libonnxruntime of a GPU build (package onnxruntime-gpu), its provider libraries beside it"
             }
             Self::CoreMl => {
                 "point --runtime (FLASHBULB_ORT) to a libonnxruntime that was built with CoreML"

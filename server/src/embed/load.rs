@@ -3,17 +3,18 @@
 //! Invariant: what [`Ran`] says of a device was read from the runtime after a run; an accelerator is taken only with that
 //! proof and with vectors that are those of the processor. It must not know options or where files came from.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ort::environment::Environment;
 
+use super::compile::{self, Format};
 use super::device::{Accelerator, Unavailable, name_of};
 use super::nodes::Nodes;
 use super::session::{EmbedSession, Interface};
 use super::shared::Shared;
 use super::tokens::Splitter;
 use super::witness::{self, Ran};
-use super::{EmbedError, Tokens, calibration, compile, runtime};
+use super::{EmbedError, Tokens, calibration, runtime};
 use crate::model::ModelSpec;
 use crate::provision::Logged;
 
@@ -74,21 +75,12 @@ pub struct Loaded {
 impl Source {
     /// A session, on the processor where no accelerator is given; on one, with every heavy node placed there.
     pub fn session(&self, accelerator: Option<Accelerator>) -> Result<EmbedSession, EmbedError> {
-        self.session_over(&self.chosen.graph, accelerator)
-    }
-
-    fn session_over(
-        &self,
-        graph: &Path,
-        accelerator: Option<Accelerator>,
-    ) -> Result<EmbedSession, EmbedError> {
-        let session = runtime::session(&self.environment, graph, &self.shared, accelerator, 1)?;
-        let interface = Interface::of(&session, graph)?;
-        let session = EmbedSession::new(session, interface, &self.spec, self.chosen.is_float());
-        if let Some(accelerator) = accelerator {
-            accelerator.judge_placement(&session.placement()?).map_err(EmbedError::Device)?;
+        match accelerator {
+            Some(device) if !device.has_fused_operators() => {
+                self.session_over(self.compiled_as(Format::StandardF32)?, accelerator)
+            }
+            _ => self.session_over(None, accelerator),
         }
-        Ok(session)
     }
 
     /// A session for many texts at once, over a graph that takes a mask where Flashbulb can make one.
@@ -96,23 +88,38 @@ impl Source {
         &self,
         accelerator: Option<Accelerator>,
     ) -> Result<EmbedSession, EmbedError> {
-        let Self { environment, spec, splitter, compiled, .. } = self;
-        match &self.chosen.weights {
-            Some(weights) if self.chosen.is_float() && spec.pooling.bears_padding() => {
-                let format = compile::Format::MaskedF32;
-                let made = compile::graph(
-                    environment,
-                    spec,
-                    splitter,
-                    weights,
-                    format,
-                    compiled,
-                    &Logged,
-                )?;
-                self.session_over(&made.path, accelerator)
-            }
-            _ => self.session(accelerator),
+        let fused = accelerator.is_none_or(Accelerator::has_fused_operators);
+        if !fused || !self.spec.pooling.bears_padding() {
+            return self.session(accelerator);
         }
+        self.session_over(self.compiled_as(Format::MaskedF32)?, accelerator)
+    }
+
+    /// Another graph of the same model in floats, made now if it is not there; none for a graph made by others, nor for
+    /// one of bytes.
+    fn compiled_as(&self, format: Format) -> Result<Option<PathBuf>, EmbedError> {
+        let Self { environment, spec, splitter, compiled, chosen, .. } = self;
+        let Some(weights) = chosen.weights.as_ref().filter(|_| chosen.is_float()) else {
+            return Ok(None);
+        };
+        let made = compile::graph(environment, spec, splitter, weights, format, compiled, &Logged)?;
+        Ok(Some(made.path))
+    }
+
+    /// A session over `graph`, or the chosen one where there is none.
+    fn session_over(
+        &self,
+        graph: Option<PathBuf>,
+        accelerator: Option<Accelerator>,
+    ) -> Result<EmbedSession, EmbedError> {
+        let graph = graph.as_ref().unwrap_or(&self.chosen.graph);
+        let session = runtime::session(&self.environment, graph, &self.shared, accelerator, 1)?;
+        let interface = Interface::of(&session, graph)?;
+        let session = EmbedSession::new(session, interface, &self.spec, self.chosen.is_float());
+        if let Some(accelerator) = accelerator {
+            accelerator.judge_placement(&session.placement()?).map_err(EmbedError::Device)?;
+        }
+        Ok(session)
     }
 
     /// A session that has made its warm-up run, with what the runtime says of it.

@@ -5,7 +5,8 @@
 //! (`flashbulb.EncoderLayer`, see [`super::int8`]), which ONNX Runtime runs on its CPU provider. The graph takes
 //! `input_ids` alone: a text runs by itself at its exact length, so the attention mask is all ones and is left out, and
 //! the token type is always 0 and is added to the position table. The graph for many texts at once, in floats, takes an
-//! `attention_mask` too. Invariant: every number comes from the model's own
+//! `attention_mask` too. For providers that do not know the fused operators there is the float graph in standard ones
+//! (see [`super::standard`]). Invariant: every number comes from the model's own
 //! configuration and weights. It must not know ONNX Runtime's API or files other than the weights.
 
 use super::graph::{Attr, Dim, GraphWriter, MICROSOFT, ONNX};
@@ -26,6 +27,8 @@ pub enum Weighting<'a> {
     /// 32-bit floats, for texts of different lengths in one run: ones in the input `attention_mask` (i32,
     /// `[batch, tokens]`) say which tokens are a text's own, the zeros after them are padding.
     MaskedF32,
+    /// 32-bit floats, in operators of the ONNX standard alone.
+    StandardF32,
     /// Signed bytes with the given outlier plans, `plans[layer][site]` in the order of [`Site::ALL`].
     Int8 {
         /// One plan a layer and site.
@@ -75,7 +78,7 @@ pub fn compile(
     compiler.embeddings()?;
     for layer in 0..spec.layers {
         match options.weighting {
-            Weighting::F32 { .. } | Weighting::MaskedF32 => {
+            Weighting::F32 { .. } | Weighting::MaskedF32 | Weighting::StandardF32 => {
                 compiler.attention(layer)?;
                 compiler.feed_forward(layer)?;
             }
@@ -110,6 +113,10 @@ impl Compiler<'_> {
         self.graph.floats("words", &[vocab, hidden], &words);
         self.graph.floats("positions", &[positions - position_offset, hidden], table);
         self.norm_constants("embeddings.LayerNorm", "norm_x0")?;
+        if self.is_standard() {
+            self.standard_embeddings();
+            return Ok(());
+        }
         let mut inputs =
             vec!["input_ids", "", "words", "positions", "", "norm_x0_weight", "norm_x0_bias"];
         if self.masked() {
@@ -125,6 +132,10 @@ impl Compiler<'_> {
             &[Attr::Float("epsilon", self.spec.eps)],
         );
         Ok(())
+    }
+
+    fn is_standard(&self) -> bool {
+        matches!(self.weighting, Weighting::StandardF32)
     }
 
     fn masked(&self) -> bool {
@@ -178,12 +189,16 @@ impl Compiler<'_> {
         self.probe(layer, Site::Attention, &x);
         self.graph.floats(&name, &[hidden, 3 * hidden], &matrix);
         self.graph.floats(&bias_name, &[3 * hidden], &bias);
-        let heads = [Attr::Int("num_heads", self.spec.heads as i64)];
-        let mut inputs = vec![x.as_str(), &name, &bias_name];
-        if self.masked() {
-            inputs.push("x0_mask");
+        if self.is_standard() {
+            self.standard_attention(&x, &name, &bias_name, &out);
+        } else {
+            let heads = [Attr::Int("num_heads", self.spec.heads as i64)];
+            let mut inputs = vec![x.as_str(), &name, &bias_name];
+            if self.masked() {
+                inputs.push("x0_mask");
+            }
+            self.graph.node(MICROSOFT, "Attention", &inputs, &[&out], &heads);
         }
-        self.graph.node(MICROSOFT, "Attention", &inputs, &[&out], &heads);
         let from = format!("encoder.layer.{layer}.attention.output");
         self.dense_and_norm(&from, &out, hidden, &x, &format!("y{layer}"))
     }
@@ -206,6 +221,9 @@ impl Compiler<'_> {
     fn activate(&mut self, input: &str, bias: &str, layer: usize) -> String {
         let out = format!("active{layer}");
         match self.spec.activation {
+            Activation::Gelu | Activation::GeluTanh if self.is_standard() => {
+                self.standard_gelu(input, bias, &out);
+            }
             Activation::Gelu => {
                 self.graph.node(MICROSOFT, "BiasGelu", &[input, bias], &[&out], &[])
             }
@@ -250,6 +268,10 @@ impl Compiler<'_> {
         self.multiply(input, &product, &matrix, hidden);
         self.norm_constants(&format!("{from}.LayerNorm"), &name)?;
         self.graph.floats(&format!("{name}_dense_bias"), &[hidden], &bias);
+        if self.is_standard() {
+            self.standard_skip_norm(&product, skip, &name, out);
+            return Ok(());
+        }
         let [weight, norm_bias, dense_bias] =
             ["weight", "bias", "dense_bias"].map(|part| format!("{name}_{part}"));
         self.graph.node(

@@ -1,7 +1,7 @@
 //! Devices: what was demanded and is missing ends the start; what was preferred and is missing is said everywhere.
 //!
-//! Invariant checked: no answer claims a device that did not run the model. The runtime here is the CPU build, so on
-//! every machine the accelerator is missing.
+//! Invariant checked: no answer claims a device that did not run the model. The runtime here is the CPU build, named so
+//! that it is used where another one is installed too; on every machine the accelerator is then missing.
 
 use std::time::Duration;
 
@@ -16,11 +16,17 @@ const ACCELERATOR: &str = if cfg!(target_os = "macos") { "CoreML" } else { "CUDA
 /// A first start may compile the model.
 const LIMIT: Duration = Duration::from_secs(300);
 
-fn prepared(args: &[&str]) -> Daemon {
-    // The model is there once the shared daemon runs.
+/// `--runtime` with the library of the CPU build.
+fn cpu_build() -> [String; 2] {
+    // It is there once the shared daemon runs.
     shared();
+    let setup = program(["setup", "--json", "--device", "cpu"]).succeeded().json();
+    ["--runtime".to_owned(), setup["runtime_library"].as_str().expect("a path").to_owned()]
+}
+
+fn prepared(args: &[&str]) -> Daemon {
     let mut daemon = Daemon::prepared();
-    daemon.args = args.iter().map(|&arg| arg.to_owned()).collect();
+    daemon.args = args.iter().map(|&arg| arg.to_owned()).chain(cpu_build()).collect();
     daemon
 }
 
@@ -86,7 +92,7 @@ fn a_preferred_device_that_is_missing_is_said_in_every_answer() {
     assert!(device["reason"].as_str().is_some_and(|why| why.contains(ACCELERATOR)), "{device}");
     let socket = daemon.socket.to_str().unwrap();
     let command = ["doctor", "--json", "--device", "preferred", "--socket", socket];
-    let doctor = program(command).json();
+    let doctor = program(command.map(str::to_owned).iter().chain(&cpu_build())).json();
     let finding = |check: &str| {
         let findings = doctor["findings"].as_array().expect("findings");
         findings.iter().find(|finding| finding["check"] == check).expect("a finding").clone()
