@@ -46,9 +46,13 @@ pub struct Global {
         value_hint = ValueHint::ExecutablePath
     )]
     pub python: Option<PathBuf>,
-    /// Precision of the model: auto is int8 on the processor
+    /// Precision of the model: auto is int8, and f32 where an accelerator is wanted
     #[arg(long, global = true, value_enum, default_value_t)]
     pub precision: PrecisionArg,
+    /// Where the model runs: required fails the start where the accelerator (CUDA; CoreML on macOS) does not carry it,
+    /// preferred says so in every answer; both make the precision f32 unless it is given
+    #[arg(long, global = true, env = "FLASHBULB_DEVICE", value_enum, default_value_t)]
+    pub device: DeviceArg,
     /// Never fetch the runtime or the model
     #[arg(long, global = true)]
     pub offline: bool,
@@ -66,13 +70,25 @@ pub struct Global {
 /// Precision of the model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum PrecisionArg {
-    /// int8 on the processor.
+    /// int8, and f32 where an accelerator is wanted.
     #[default]
     Auto,
     /// 32-bit floats.
     F32,
     /// 8-bit integers.
     Int8,
+}
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum DeviceArg {
+    /// On the processor.
+    #[default]
+    Cpu,
+    /// On the accelerator where that carries the model, else on the processor, and every answer says so.
+    Preferred,
+    /// On the accelerator or not at all.
+    Required,
 }
 
 /// When to print colours.
@@ -146,6 +162,10 @@ pub struct Serve {
     /// Threads that embed one query: 2 is quicker where a second core is awake [default: 2 on two cores or more]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub query_threads: Option<u8>,
+    /// Milliseconds within which a search without a deadline is to be answered: under overload, those that could not be are
+    /// refused at once [default: 10]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub promise_ms: Option<u64>,
     /// Log requests that take longer, with the stage that was slow
     #[arg(long, value_name = "N", default_value_t = crate::daemon::SLOW_MS)]
     pub slow_ms: u64,

@@ -34,8 +34,12 @@ pub fn serve(context: &Context, args: &args::Serve) -> Result<Exit, CliError> {
     );
     options.precision = context.precision();
     options.slow_ms = args.slow_ms;
+    options.device = context.device();
     if let Some(threads) = args.query_threads {
         options.threads = Threads::with_query_threads(usize::from(threads));
+    }
+    if let Some(promise_ms) = args.promise_ms {
+        options.limits.promise_ms = promise_ms;
     }
     daemon::serve(options).map_err(ended)?;
     Ok(Exit::Ok)

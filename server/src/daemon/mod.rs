@@ -9,7 +9,7 @@ mod framing;
 pub mod logging;
 pub mod socket;
 
-use crate::embed::{EmbedError, EmbedOptions, Embedder, Precision};
+use crate::embed::{Device, EmbedError, EmbedOptions, Embedder, Precision};
 use crate::provision::{self, ProvisionError, Wanted};
 use crate::rpc::Limits;
 use crate::service::{Cause, OpenError, Place, Service, Threads};
@@ -31,7 +31,7 @@ pub mod exit {
     pub const FAILED: i32 = 1;
     /// The socket's or the store's folder cannot be used as it is.
     pub const FOLDER: i32 = 6;
-    /// The runtime or the model is missing or does not work.
+    /// The runtime or the model is missing or does not work, or the device that was required does not carry it.
     pub const MODEL: i32 = 8;
     /// Another process has the store or the socket.
     pub const IN_USE: i32 = 7;
@@ -54,6 +54,8 @@ pub struct ServeOptions {
     pub wanted: Wanted,
     /// In which precision.
     pub precision: Precision,
+    /// On which device.
+    pub device: Device,
     /// Bounds of the wire.
     pub limits: Limits,
     /// How many threads and sessions.
@@ -74,6 +76,7 @@ impl ServeOptions {
             socket,
             wanted,
             precision: Precision::Auto,
+            device: Device::Cpu,
             limits: Limits::default(),
             threads: Threads::default(),
             slow_ms: SLOW_MS,
@@ -163,7 +166,7 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
     socket::prepare_store_dir(&options.store_dir)?;
     let progress = provision::Logged;
     let provisioned = provision::ensure(&options.wanted, &progress)?;
-    let embed_options = EmbedOptions { precision: options.precision };
+    let embed_options = EmbedOptions { precision: options.precision, device: options.device };
     let embedder = Embedder::open(&provisioned, &embed_options, &progress)?;
     tracing::info!(took_ms = millis(begun), fingerprint = embedder.fingerprint(), "model ready");
     let store =

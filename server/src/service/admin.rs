@@ -6,13 +6,13 @@
 use crate::rpc::params::{MetricsFormat, MetricsParams, NoParams, SnapshotParams, SpaceParams};
 use crate::rpc::results::{DropResult, MetricsResult, Report, ShutdownResult, SpacesResult};
 use crate::rpc::{ErrorCode, RpcError};
-use crate::service::Context;
 use crate::service::clock::Stage;
 use crate::service::errors::of_engine;
 use crate::service::health;
 use crate::service::lifecycle::Cause;
 use crate::service::metrics::{self, CONTENT_TYPE};
 use crate::service::validate;
+use crate::service::{Context, Service};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -82,7 +82,7 @@ pub fn status(context: &Context, NoParams {}: NoParams) -> Result<Report, RpcErr
         "uptime_ms": u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
         "socket": service.place.socket,
         "store_dir": service.place.store_dir,
-        "embedder": service.embed_ran_whole,
+        "embedder": embedder(service)?,
         "store": json_of(&service.store.status())?,
         "recovery": json_of(service.store.recovery())?,
         "lanes": {
@@ -123,6 +123,13 @@ pub fn metrics(context: &Context, params: MetricsParams) -> Result<MetricsResult
 /// Milliseconds since 1970.
 fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
+}
+
+/// What the embedder ran on, with the device that was wanted beside the one that is used.
+fn embedder(service: &Service) -> Result<Value, RpcError> {
+    let mut embedder = json_of(&service.embed_ran_whole)?;
+    embedder["device"] = json_of(&service.device)?;
+    Ok(embedder)
 }
 
 /// Handles `admin.verify`.

@@ -27,6 +27,8 @@ pub struct Context {
     pub clock: StageClock,
     arrived: Cell<Instant>,
     permit: RefCell<Option<Permit>>,
+    /// Says whether the client has gone for good.
+    gone: Box<dyn Fn() -> bool>,
     /// The request at hand waits for something on its client's wish.
     waits: Cell<bool>,
     /// The request handled last, until its answer is written.
@@ -48,19 +50,32 @@ struct Handled {
 }
 
 impl Context {
-    /// A view for one thread.
+    /// A view for one thread, whose client never goes.
     #[must_use]
     pub fn new(service: Arc<Service>) -> Self {
+        Self::with_client(service, || false)
+    }
+
+    /// A view for one thread; `gone` says whether nobody will read an answer any more.
+    #[must_use]
+    pub fn with_client(service: Arc<Service>, gone: impl Fn() -> bool + 'static) -> Self {
         let unwritten = (0..service.metrics.methods()).map(|_| Cell::new(0)).collect();
         Self {
             service,
             clock: StageClock::default(),
             arrived: Cell::new(Instant::now()),
             permit: RefCell::new(None),
+            gone: Box::new(gone),
             waits: Cell::new(false),
             last: Cell::new(None),
             unwritten,
         }
+    }
+
+    /// Whether nobody will read an answer any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        (self.gone)()
     }
 
     /// Sets when the frame at hand had arrived in whole.

@@ -36,6 +36,10 @@ counters! {
     errors,
     /// Requests answered with `Busy`.
     busy,
+    /// Searches and small adds that were not embedded because their deadline had passed.
+    cancelled_deadline,
+    /// Searches that were not embedded because their client had gone.
+    cancelled_gone,
     /// Handlers that panicked; each is a bug worth reporting.
     panics,
     /// Searches.
@@ -54,10 +58,6 @@ counters! {
     texts_reused,
     /// Attempts at embedding that failed.
     embed_failures,
-    /// Requests dropped before they were embedded, because their deadline had passed.
-    cancelled_deadline,
-    /// Requests dropped before they were embedded, because their client had gone.
-    cancelled_gone,
     /// Rounds of upkeep that failed.
     upkeep_failures,
 }

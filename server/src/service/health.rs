@@ -10,6 +10,8 @@ use crate::rpc::results::{HealthResult, HealthTookUs, RanOut, SearchRan};
 use crate::rpc::{ErrorCode, RpcError};
 use crate::service::Context;
 use crate::service::clock::Stage;
+use crate::service::lanes::interactive::Wanted;
+use crate::service::lanes::line::Until;
 use crate::service::output::micros;
 use flashbulb_engine::index::{Accept, RowSource, Scratch, SearchParams, VectorIndex, VectorNo};
 use flashbulb_kernels::Kernels;
@@ -93,8 +95,10 @@ impl Probe {
 pub fn health(context: &Context, NoParams {}: NoParams) -> Result<HealthResult, RpcError> {
     let service = &context.service;
     let begun = Instant::now();
+    let until = Until { deadline: begun + DEADLINE, promise: None };
+    let wanted = Wanted { until, gone: &|| context.is_gone() };
     context.clock.skip();
-    let embedded = service.interactive.embed_query(TEXTS[0], begun + DEADLINE)?;
+    let embedded = service.interactive.embed_query(TEXTS[0], &wanted)?;
     context.clock.mark_with(
         Stage::Embed,
         &[(Stage::Queue, embedded.waited), (Stage::Tokenise, embedded.tokenised)],
@@ -120,7 +124,7 @@ pub fn health(context: &Context, NoParams {}: NoParams) -> Result<HealthResult, 
 /// What is less than it should be, for `admin.*`.
 pub(crate) fn degraded(context: &Context) -> Vec<String> {
     let bulk = context.service.bulk.status();
-    let mut degraded = Vec::new();
+    let mut degraded = Vec::from_iter(context.service.device.degraded());
     if bulk.failed > 0 {
         degraded.push(format!(
             "embedding_failed: {} memories could not be embedded; `admin.status` says why",

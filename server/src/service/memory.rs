@@ -14,7 +14,8 @@ use crate::rpc::{ErrorCode, RpcError};
 use crate::service::clock::Stage;
 use crate::service::counters::count;
 use crate::service::errors::of_engine;
-use crate::service::lanes;
+use crate::service::lanes::line::Until;
+use crate::service::lanes::{self, interactive};
 use crate::service::output::{CHUNK, Room, memory};
 use crate::service::{Context, Service, validate};
 use flashbulb_engine as engine;
@@ -113,10 +114,17 @@ fn embed_or_leave(context: &Context, space: &SpaceName, text: &str) -> Option<Ve
         count(&service.counters.texts_reused, 1);
         return Some(vectors);
     }
-    let deadline = context.arrived() + Duration::from_millis(service.limits.searchable_wait_ms);
+    let wanted = interactive::Wanted {
+        until: Until {
+            deadline: context.arrived() + Duration::from_millis(service.limits.searchable_wait_ms),
+            promise: Some(Duration::from_millis(service.limits.promise_ms)),
+        },
+        // It is stored already, and shall be found whether or not somebody waits for it.
+        gone: &|| false,
+    };
     let clock = &context.clock;
     clock.skip();
-    match service.interactive.embed_document(text, deadline) {
+    match service.interactive.embed_document(text, &wanted) {
         Ok(embedded) => {
             clock.mark_with(
                 Stage::Embed,
@@ -125,8 +133,13 @@ fn embed_or_leave(context: &Context, space: &SpaceName, text: &str) -> Option<Ve
             Some(embedded.vectors)
         }
         Err(error) => {
-            clock.mark(if error.is(ErrorCode::Embedding) { Stage::Embed } else { Stage::Queue });
-            tracing::warn!(%error, "a text is left to the bulk lane");
+            if error.is(ErrorCode::Embedding) {
+                clock.mark(Stage::Embed);
+                tracing::warn!(%error, "a text is left to the bulk lane");
+            } else {
+                clock.mark(Stage::Queue);
+                tracing::debug!(%error, "a text is left to the bulk lane");
+            }
             None
         }
     }

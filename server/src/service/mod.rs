@@ -26,7 +26,7 @@ pub mod validate;
 pub use context::Context;
 pub use lifecycle::{Cause, Lifecycle};
 
-use crate::embed::{EmbedError, Embedder};
+use crate::embed::{DeviceState, EmbedError, Embedder};
 use crate::rpc::Limits;
 use counters::Counters;
 use flashbulb_engine::Store;
@@ -105,6 +105,8 @@ pub struct Service {
     pub(crate) embed_cached: Box<RawValue>,
     /// What the embedder ran on with its counts of nodes, for `admin.*`.
     pub(crate) embed_ran_whole: Box<RawValue>,
+    /// Which device was wanted for the model, which is used, and why not the wanted one.
+    pub(crate) device: DeviceState,
     pub(crate) interactive: Interactive,
     pub(crate) queries: QueryCache,
     pub(crate) bulk: Bulk,
@@ -168,6 +170,7 @@ impl Service {
         let embed_cached = serde_json::value::to_raw_value(&ran)?;
         Ok(Arc::new(Self {
             store,
+            device: embedder.device().clone(),
             embed_ran,
             embed_cached,
             embed_ran_whole,

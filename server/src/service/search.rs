@@ -12,7 +12,8 @@ use crate::rpc::{ErrorCode, Limits, RpcError};
 use crate::service::clock::{Stage, Stages};
 use crate::service::counters::count;
 use crate::service::errors::of_engine;
-use crate::service::lanes::interactive::{Lease, past_deadline};
+use crate::service::lanes::interactive::{self, Lease};
+use crate::service::lanes::line::{Until, past_deadline};
 use crate::service::output::{CHUNK, Room, memory, micros};
 use crate::service::{Context, validate};
 use flashbulb_engine::{Filter, Found, Hit, Query, Seq, SpaceName, TimeRange};
@@ -38,7 +39,7 @@ struct Wanted {
     neighbors: Option<(usize, usize)>,
     min_seq: Option<Seq>,
     explain: bool,
-    deadline: Instant,
+    until: Until,
 }
 
 /// Handles `memory.context`.
@@ -100,7 +101,7 @@ pub fn search(context: &Context, params: SearchParams) -> Result<SearchResult, R
     let found = dense_search(context, &wanted, &vectors);
     clock.mark(Stage::Dense);
     let (hits, mut search, waiting) = found?;
-    if Instant::now() >= wanted.deadline {
+    if Instant::now() >= wanted.until.deadline {
         return Err(past_deadline("the texts were fetched"));
     }
     let hits = fetch_hits(context, &wanted, &hits);
@@ -167,7 +168,13 @@ fn check(context: &Context, params: SearchParams) -> Result<Wanted, RpcError> {
         neighbors: params.neighbors.map(|wanted| neighbors(wanted, limits)).transpose()?,
         min_seq: params.min_seq.map(Seq),
         explain: params.explain,
-        deadline: context.arrived() + validate::deadline(params.deadline_ms, limits)?,
+        until: Until {
+            deadline: context.arrived() + validate::deadline(params.deadline_ms, limits)?,
+            promise: params
+                .deadline_ms
+                .is_none()
+                .then(|| Duration::from_millis(context.service.limits.promise_ms)),
+        },
     })
 }
 
@@ -183,7 +190,7 @@ fn wait_for(context: &Context, wanted: &Wanted, min_seq: Seq) -> Result<(), RpcE
     context.stop_counting();
     let service = &context.service;
     loop {
-        let slice = wanted.deadline.min(Instant::now() + SLICE);
+        let slice = wanted.until.deadline.min(Instant::now() + SLICE);
         let searchable =
             service.store.wait_searchable(&wanted.space, min_seq, slice).map_err(of_engine)?;
         let stats = service.store.space_stats(&wanted.space).map_err(of_engine)?;
@@ -193,7 +200,7 @@ fn wait_for(context: &Context, wanted: &Wanted, min_seq: Seq) -> Result<(), RpcE
         if there && (searchable || (failed > 0 && stats.pending <= failed)) {
             return Ok(());
         }
-        if Instant::now() >= wanted.deadline || service.lifecycle.is_stopping() {
+        if Instant::now() >= wanted.until.deadline || service.lifecycle.is_stopping() {
             return Err(past_deadline("everything up to `min_seq` could be found"));
         }
         if searchable {
@@ -226,7 +233,8 @@ fn vectors<'a>(context: &'a Context, wanted: &Wanted) -> Result<Embedded<'a>, Rp
                 return Ok(Embedded { vectors: vec![vector], ran, lease: None });
             }
             count(&service.counters.queries_not_cached, 1);
-            let embedded = match service.interactive.embed_query(query, wanted.deadline) {
+            let asked = interactive::Wanted { until: wanted.until, gone: &|| context.is_gone() };
+            let embedded = match service.interactive.embed_query(query, &asked) {
                 Ok(embedded) => embedded,
                 Err(error) => {
                     // Who ran out of time or was turned away did so in the line for a session.
@@ -257,7 +265,7 @@ fn dense_search(
 ) -> Result<(Vec<Hit>, SearchRan, u64), RpcError> {
     let mut found: Vec<Found> = Vec::with_capacity(vectors.len());
     for vector in vectors {
-        if Instant::now() >= wanted.deadline {
+        if Instant::now() >= wanted.until.deadline {
             return Err(past_deadline("the search"));
         }
         let query = Query {
@@ -364,7 +372,7 @@ fn fetch_neighbors(
 /// What makes this space's answers less than they should be.
 fn degraded(context: &Context, space: &SpaceName, waiting: u64) -> Vec<String> {
     let failed = context.service.bulk.failed(space);
-    let mut out = Vec::new();
+    let mut out = Vec::from_iter(context.service.device.degraded());
     if failed > 0 {
         out.push(format!(
             "embedding_failed: {failed} memories of this space could not be embedded and are not found by meaning; `admin.status` says why"

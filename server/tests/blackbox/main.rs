@@ -15,6 +15,7 @@ mod client;
 mod crash;
 mod daemon;
 mod data;
+mod device;
 mod frames;
 // Measures the daemon through /proc.
 #[cfg(target_os = "linux")]

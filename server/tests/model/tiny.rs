@@ -259,6 +259,8 @@ fn another_shape_is_compiled_from_its_own_configuration() {
             let quantised = cosine(&int8_session.embed(window).unwrap(), &expected);
             assert!(quantised > 0.99, "{pooling} {text}: int8 cosine {quantised}");
         }
+        let many = ["t3", "t4 t9 t21 nothing t7", "t8 t9", "t5 t6 t29 t11 t12 t13", "t20"];
+        super::batch::is_as_one_by_one(&float, &many, 1e-5);
     }
 }
 
@@ -337,6 +339,9 @@ fn a_graph_made_by_others_is_fed_pooled_and_normalised() {
         for (found, sum) in found.iter().zip(&sums) {
             assert!((f64::from(*found) - sum / norm).abs() < 1e-5, "{pooling}");
         }
+        // Together with longer and shorter texts, padded and masked.
+        let texts = ["t9 t20", "t5 t6 t7 t8 t9 t10 t11", "t3", "t4 t20 t21"];
+        super::batch::is_as_one_by_one(&embedder, &texts, 1e-6);
     }
 }
 
