@@ -65,7 +65,7 @@ pub fn space_drop(context: &Context, params: SpaceParams) -> Result<DropResult, 
     let dropped = context.service.store.drop_space(&space);
     context.clock.mark(Stage::Store);
     let dropped = dropped.map_err(of_engine)?;
-    context.service.upkeep.wake();
+    context.service.background.wake();
     Ok(DropResult { dropped })
 }
 
@@ -90,8 +90,8 @@ pub fn status(context: &Context, NoParams {}: NoParams) -> Result<Report, RpcErr
             "queries_kept": service.queries.kept(),
             "queries_kept_limit": service.queries.limit(),
             "bulk": service.bulk.status(),
-            "upkeep": { "priority": service.upkeep.priority() },
         },
+        "background": service.background.status(),
         "degraded": health::degraded(context),
         "connections": service.connections.taken(),
         "requests_in_flight": service.in_flight.taken(),

@@ -131,7 +131,7 @@ pub(crate) fn degraded(context: &Context) -> Vec<String> {
             bulk.failed
         ));
     }
-    for priority in bulk.priority.iter().chain([&context.service.upkeep.priority()]) {
+    for priority in bulk.priority.iter().chain([&context.service.background.priority()]) {
         if priority != "SCHED_IDLE" && priority != "starting" {
             degraded.push(format!("priority: {priority}"));
         }

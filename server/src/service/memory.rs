@@ -55,7 +55,7 @@ pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> 
         added.items.iter().filter(|item| item.needs_vectors).map(|item| item.seq).collect();
     let left = if inline { embed_inline(context, &space, &added, &texts) } else { waiting };
     if left.is_empty() {
-        service.upkeep.wake();
+        service.background.wake();
     } else {
         service.bulk.added(&space, &left, front);
         if waits {
@@ -328,7 +328,7 @@ pub fn update(context: &Context, params: UpdateParams) -> Result<UpdateResult, R
     if updated.needs_vectors {
         service.bulk.added(&space, &[updated.seq], true);
     } else {
-        service.upkeep.wake();
+        service.background.wake();
     }
     Ok(UpdateResult { updated: 1, seq: updated.seq.0 })
 }
@@ -358,7 +358,7 @@ pub fn delete(context: &Context, params: DeleteParams) -> Result<DeleteResult, R
     context.clock.mark(Stage::Store);
     let deleted = deleted.map_err(of_engine)?;
     if !params.dry_run {
-        service.upkeep.wake();
+        service.background.wake();
     }
     Ok(DeleteResult {
         matched: deleted.matched,

@@ -6,6 +6,7 @@
 //! carries that name. The service must not know sockets or frames.
 
 pub mod admin;
+pub mod background;
 pub mod clock;
 pub mod context;
 pub mod counters;
@@ -20,7 +21,6 @@ pub mod metrics;
 pub mod output;
 pub mod search;
 pub mod transfer;
-pub mod upkeep;
 pub mod validate;
 
 pub use context::Context;
@@ -28,6 +28,7 @@ pub use lifecycle::{Cause, Lifecycle};
 
 use crate::embed::{DeviceState, EmbedError, Embedder};
 use crate::rpc::Limits;
+use background::Background;
 use counters::Counters;
 use flashbulb_engine::Store;
 use gate::Gate;
@@ -38,7 +39,6 @@ use serde_json::value::RawValue;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use upkeep::Upkeep;
 
 /// How the service uses threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,7 +110,7 @@ pub struct Service {
     pub(crate) interactive: Interactive,
     pub(crate) queries: QueryCache,
     pub(crate) bulk: Bulk,
-    pub(crate) upkeep: Upkeep,
+    pub(crate) background: Background,
     pub(crate) probe: Probe,
     pub(crate) counters: Arc<Counters>,
     pub(crate) metrics: Metrics,
@@ -125,7 +125,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts the lanes and the upkeep of an open store. Requests that take longer than `slow` are logged.
+    /// Starts the lanes and the background work of an open store. Requests that take longer than `slow` are logged.
     ///
     /// # Errors
     /// When a session or a thread cannot be made, or the model cannot embed.
@@ -148,17 +148,21 @@ impl Service {
             threads.interactive_helper,
             Arc::clone(&counters),
         )?;
-        let upkeep =
-            Upkeep::start(Arc::clone(&store), Arc::clone(&counters), Arc::clone(&lifecycle))
-                .map_err(LaneError::Thread)?;
-        let upkeep_thread = upkeep.waker();
+        let background = Background::start(
+            Arc::clone(&store),
+            interactive.at_work(),
+            Arc::clone(&counters),
+            Arc::clone(&lifecycle),
+        )
+        .map_err(LaneError::Thread)?;
+        let waker = background.waker();
         let bulk = Bulk::start(
             Arc::clone(&store),
             &embedder,
             threads.bulk,
             Arc::clone(&counters),
             Arc::clone(&lifecycle),
-            move || upkeep_thread.unpark(),
+            move || waker.unpark(),
         )?;
         let mut ran = serde_json::to_value(embedder.ran())?;
         let embed_ran_whole = serde_json::value::to_raw_value(&ran)?;
@@ -177,7 +181,7 @@ impl Service {
             interactive,
             queries: QueryCache::default(),
             bulk,
-            upkeep,
+            background,
             probe,
             counters,
             metrics: Metrics::new(methods::METHODS.iter().map(|method| method.name)),
@@ -203,13 +207,13 @@ impl Service {
         &self.limits
     }
 
-    /// Ends the lanes and the upkeep and closes the store; the service must be stopping.
+    /// Ends the lanes and the background work and closes the store; the service must be stopping.
     ///
     /// # Errors
     /// What the store says on closing; whatever was acknowledged is safe nevertheless.
     pub fn close(&self) -> Result<(), flashbulb_engine::Error> {
         self.bulk.stop();
-        self.upkeep.join();
+        self.background.join();
         self.store.close()
     }
 }

@@ -13,6 +13,7 @@ use crate::service::lanes::LaneError;
 use crate::service::lanes::line::{Line, Turn, Until, past_deadline};
 use serde::Serialize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Sessions, and who waits for one.
@@ -20,6 +21,9 @@ pub struct Interactive {
     embedder: Arc<Embedder>,
     sessions: usize,
     line: Line<EmbedSession>,
+    /// Windows being embedded at this moment, so that background work can give way. Counted by who has a session, read by the
+    /// background's thread; Relaxed: a hint. No model.
+    at_work: Arc<AtomicUsize>,
     /// For the request that finds it free.
     helper: Option<Helper>,
     counters: Arc<Counters>,
@@ -77,7 +81,20 @@ impl Interactive {
         let made = (0..sessions.max(1)).map(|_| embedder.session()).collect::<Result<Vec<_>, _>>();
         let made = made?;
         let helper = (helper && embedder.shares_rows()).then(Helper::start).transpose()?;
-        Ok(Self { embedder, sessions: made.len(), line: Line::new(made), helper, counters })
+        Ok(Self {
+            embedder,
+            sessions: made.len(),
+            line: Line::new(made),
+            at_work: Arc::default(),
+            helper,
+            counters,
+        })
+    }
+
+    /// How many windows are being embedded, at each moment.
+    #[must_use]
+    pub fn at_work(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.at_work)
     }
 
     /// Embeds a query; more than one window where it is longer than the model's.
@@ -127,6 +144,7 @@ impl Interactive {
             let asked = Instant::now();
             let turn = self.line.turn(tokens.len(), wanted.until.deadline);
             let turn = turn.inspect_err(|error| self.note(error))?;
+            self.at_work.fetch_add(1, Ordering::Relaxed);
             let mut lease = Lease { lane: self, turn: Some(turn), ran: false };
             embedded.waited += asked.elapsed();
             self.check(wanted)?;
@@ -197,6 +215,7 @@ impl Lease<'_> {
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
         if let Some(turn) = self.turn.take() {
+            self.lane.at_work.fetch_sub(1, Ordering::Relaxed);
             self.lane.line.give_back(turn, self.ran);
         }
     }
