@@ -12,6 +12,7 @@ pub use histogram::{Histogram, Reading};
 use crate::rpc::{ErrorCode, RpcError};
 use crate::service::Service;
 use crate::service::clock::{Stage, Stages};
+use crate::service::lanes::InteractiveStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -161,12 +162,13 @@ fn recorded<'a>(
 pub fn collect(service: &Service) -> Exposition {
     let mut families =
         vec![service.metrics.requests(), service.metrics.durations(), service.metrics.stages()];
-    families.extend(counters(service));
-    families.extend(gauges(service));
+    let lane = service.interactive.status();
+    families.extend(counters(service, &lane));
+    families.extend(gauges(service, &lane));
     Exposition(families)
 }
 
-fn counters(service: &Service) -> Vec<Family> {
+fn counters(service: &Service, lane: &InteractiveStatus) -> Vec<Family> {
     let counted = service.counters.read();
     let one = |name, help, value| Family {
         name,
@@ -193,6 +195,11 @@ fn counters(service: &Service) -> Vec<Family> {
             "why",
             [("deadline", counted.cancelled_deadline), ("gone", counted.cancelled_gone)],
         ),
+        one(
+            "refused",
+            "Requests refused at once, because they could not be embedded in time",
+            lane.refused,
+        ),
         one("query_cache_hits", "Queries whose vector was kept", counted.queries_cached),
         one("query_cache_misses", "Queries that were embedded", counted.queries_not_cached),
         one("memories_added", "Memories added or replaced", counted.memories_added),
@@ -205,14 +212,13 @@ fn counters(service: &Service) -> Vec<Family> {
     ]
 }
 
-fn gauges(service: &Service) -> Vec<Family> {
+fn gauges(service: &Service, lane: &InteractiveStatus) -> Vec<Family> {
     let gauge = |name, help, value: f64| Family {
         name,
         help,
         series: Series::Gauges(vec![(Labels::new(), value)]),
     };
     let count = |name, help, value: usize| gauge(name, help, value as f64);
-    let lane = service.interactive.status();
     let bulk = service.bulk.status();
     vec![
         gauge(
@@ -228,6 +234,11 @@ fn gauges(service: &Service) -> Vec<Family> {
         count("interactive_sessions", "Embedding sessions for queries", lane.sessions),
         count("interactive_sessions_free", "Those not in use", lane.free),
         count("interactive_waiting", "Requests that wait for one", lane.waiting),
+        gauge(
+            "interactive_standing_wait_seconds",
+            "How long the next request would wait for one",
+            lane.standing_wait_us as f64 / 1e6,
+        ),
         count("queries_kept", "Queries whose vectors are kept", service.queries.kept()),
     ]
 }

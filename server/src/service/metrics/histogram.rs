@@ -198,22 +198,25 @@ mod tests {
 
     #[test]
     fn nothing_is_lost_when_all_record_at_once() {
-        const THREADS: u64 = 4;
-        const EACH: u64 = 20_000;
+        // Long enough that the threads really run at the same time, also on a busy machine.
+        let end = std::time::Instant::now() + Duration::from_millis(300);
         let histogram = Histogram::default();
-        std::thread::scope(|scope| {
-            for thread in 0..THREADS {
-                let histogram = &histogram;
-                scope.spawn(move || {
-                    for i in 0..EACH {
-                        histogram.record(Duration::from_micros(1 + (i + thread) % 100));
-                    }
-                });
+        let record = || {
+            let mut recorded = 0_u64;
+            while recorded % 1_000 != 0 || std::time::Instant::now() < end {
+                histogram.record(Duration::from_micros(1 + recorded % 4));
+                recorded += 1;
             }
+            recorded
+        };
+        let recorded: Vec<u64> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(record)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         let reading = histogram.read();
-        assert_eq!(reading.count(), THREADS * EACH);
-        let each: u64 = (0..EACH).map(|i| 1 + i % 100).sum();
-        assert_eq!(reading.sum_ns(), THREADS * each * 1_000);
+        assert_eq!(reading.count(), recorded.iter().sum::<u64>());
+        // Whole thousands, so whole rounds of 1, 2, 3 and 4 us.
+        let us: u64 = recorded.iter().map(|&recorded| recorded / 4 * 10).sum();
+        assert_eq!(reading.sum_ns(), us * 1_000);
     }
 }
