@@ -4,7 +4,7 @@
 //! worker shares with others is a ring with one thread at each end, a call and counters: a worker at idle priority that
 //! the kernel stops holds nothing up. Workers must not know the store.
 
-use crate::embed::{EmbedSession, Embedder};
+use crate::embed::{EmbedError, EmbedSession, Embedder, Tokens};
 use crate::service::counters::{Counters, count};
 use crate::service::lanes::{LaneError, idle};
 use flashbulb_engine::SpaceName;
@@ -24,6 +24,9 @@ const LOW: usize = 8;
 
 /// Jobs that may wait for the express worker: few, so that what comes next can still be chosen.
 const EXPRESS_JOBS: usize = 4;
+
+/// Bytes of text that a worker takes at a time where a device runs many texts at once: some thousands of tokens.
+const BATCH_BYTES: usize = 16 << 10;
 
 /// Longest sleep of a worker; a call ends it.
 const IDLE: Duration = Duration::from_secs(60);
@@ -157,7 +160,7 @@ pub(super) fn start(
     counters: &Arc<Counters>,
     coordinator: &Arc<Call>,
 ) -> Result<Started, LaneError> {
-    let session = embedder.session()?;
+    let session = session(embedder, pace)?;
     let (told, heard) = sync_channel(1);
     let (give_desk, take_desk) = sync_channel::<Desk>(1);
     let mut worker = Worker {
@@ -196,6 +199,17 @@ fn lower(pace: Pace) -> String {
     })
 }
 
+/// A session for what a worker of this pace runs: many texts at once where the device gains by it, and nobody waits.
+fn session(embedder: &Embedder, pace: Pace) -> Result<EmbedSession, EmbedError> {
+    match pace {
+        Pace::Idle if embedder.batches() => embedder.batch_session(),
+        _ => embedder.session(),
+    }
+}
+
+/// The vectors of a text's windows, or the reason why there are none.
+type Outcome = Result<Vec<Vec<f32>>, String>;
+
 struct Worker {
     /// Gone after a panic inside the runtime; made anew for the next job.
     session: Option<EmbedSession>,
@@ -207,25 +221,60 @@ struct Worker {
 
 impl Worker {
     fn run(&mut self, mut desk: Desk, call: &Call) {
+        let many = self.pace == Pace::Idle && self.embedder.batches();
+        // On a processor a batch costs what its texts cost one by one, and a query would wait for the whole.
+        let budget = if many { BATCH_BYTES } else { 1 };
+        let mut jobs = Vec::new();
         while !self.board.is_closed() {
-            match desk.jobs.pop() {
-                Some(job) => {
-                    let outcome = self.embed(&job.text);
-                    desk.give_back(Done { job, outcome }, self.pace == Pace::Express);
+            desk.jobs.pop_batch(budget, |job| job.text.len().max(1), &mut jobs);
+            if jobs.is_empty() {
+                if desk.jobs.is_finished() {
+                    return;
                 }
-                None if desk.jobs.is_finished() => return,
-                None => call.wait(IDLE),
+                call.wait(IDLE);
+                continue;
+            }
+            let outcomes = self.embed(&jobs);
+            for (job, outcome) in jobs.drain(..).zip(outcomes) {
+                desk.give_back(Done { job, outcome }, self.pace == Pace::Express);
             }
         }
     }
 
-    fn embed(&mut self, text: &str) -> Result<Vec<Vec<f32>>, String> {
+    /// One outcome a job, in their order.
+    fn embed(&mut self, jobs: &[Job]) -> Vec<Outcome> {
+        let windows: Vec<Result<Vec<Tokens>, String>> =
+            jobs.iter().map(|job| self.windows(&job.text)).collect();
+        if let [Ok(one)] = &windows[..] {
+            return vec![self.guarded(|worker, session| worker.embed_windows(session, one))];
+        }
+        let all: Vec<Tokens> = windows.iter().flatten().flatten().cloned().collect();
+        let together = self.guarded(|worker, session| worker.embed_together(session, &all));
+        let mut vectors = together.map(Vec::into_iter);
+        let mut outcomes = Vec::with_capacity(jobs.len());
+        for windows in windows {
+            let outcome = windows.and_then(|windows| match &mut vectors {
+                Ok(vectors) => Ok(vectors.by_ref().take(windows.len()).collect()),
+                // One text's failure must not be the others'.
+                Err(_) => self.guarded(|worker, session| worker.embed_windows(session, &windows)),
+            });
+            outcomes.push(outcome);
+        }
+        outcomes
+    }
+
+    fn windows(&self, text: &str) -> Result<Vec<Tokens>, String> {
+        let windows = self.embedder.document_windows(text).map_err(|error| error.to_string())?;
+        if windows.is_empty() { Err("the text has no tokens".to_owned()) } else { Ok(windows) }
+    }
+
+    /// Runs with the session, and makes a new one for the next time where the runtime panics.
+    fn guarded(&mut self, run: impl FnOnce(&Self, &mut EmbedSession) -> Outcome) -> Outcome {
         let mut session = match self.session.take() {
             Some(session) => session,
-            None => self.embedder.session().map_err(|error| error.to_string())?,
+            None => session(&self.embedder, self.pace).map_err(|error| error.to_string())?,
         };
-        let embedded = catch_unwind(AssertUnwindSafe(|| self.embed_windows(&mut session, text)));
-        match embedded {
+        match catch_unwind(AssertUnwindSafe(|| run(self, &mut session))) {
             Ok(outcome) => {
                 self.session = Some(session);
                 outcome
@@ -234,26 +283,29 @@ impl Worker {
         }
     }
 
-    fn embed_windows(
-        &self,
-        session: &mut EmbedSession,
-        text: &str,
-    ) -> Result<Vec<Vec<f32>>, String> {
-        let windows = self.embedder.document_windows(text).map_err(|error| error.to_string())?;
-        if windows.is_empty() {
-            return Err("the text has no tokens".to_owned());
-        }
+    /// One window after another, so that the lane can end between two.
+    fn embed_windows(&self, session: &mut EmbedSession, windows: &[Tokens]) -> Outcome {
         let mut vectors = Vec::with_capacity(windows.len());
-        for tokens in &windows {
+        for tokens in windows {
             if self.board.is_closed() {
                 return Err("the service is stopping".to_owned());
             }
             vectors.push(session.embed(tokens).map_err(|error| error.to_string())?);
-            count(&self.counters.windows_bulk, 1);
-            if self.pace == Pace::Idle {
-                self.board.idle_windows.fetch_add(1, Ordering::Relaxed);
-            }
+            self.embedded(1);
         }
         Ok(vectors)
+    }
+
+    fn embed_together(&self, session: &mut EmbedSession, windows: &[Tokens]) -> Outcome {
+        let vectors = session.embed_batch(windows).map_err(|error| error.to_string())?;
+        self.embedded(windows.len() as u64);
+        Ok(vectors)
+    }
+
+    fn embedded(&self, windows: u64) {
+        count(&self.counters.windows_bulk, windows);
+        if self.pace == Pace::Idle {
+            self.board.idle_windows.fetch_add(windows, Ordering::Relaxed);
+        }
     }
 }
