@@ -203,7 +203,7 @@ mod tests {
         let histogram = Histogram::default();
         let record = || {
             let mut recorded = 0_u64;
-            while recorded % 1_000 != 0 || std::time::Instant::now() < end {
+            while !recorded.is_multiple_of(1_000) || std::time::Instant::now() < end {
                 histogram.record(Duration::from_micros(1 + recorded % 4));
                 recorded += 1;
             }
