@@ -11,6 +11,7 @@ pub use histogram::{Histogram, Reading};
 
 use crate::rpc::{ErrorCode, RpcError};
 use crate::service::Service;
+use crate::service::background::{BackgroundStatus, JobStatus};
 use crate::service::clock::{Stage, Stages};
 use crate::service::lanes::InteractiveStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -165,6 +166,7 @@ pub fn collect(service: &Service) -> Exposition {
     let lane = service.interactive.status();
     families.extend(counters(service, &lane));
     families.extend(gauges(service, &lane));
+    families.extend(jobs(&service.background.status()));
     Exposition(families)
 }
 
@@ -243,6 +245,34 @@ fn gauges(service: &Service, lane: &InteractiveStatus) -> Vec<Family> {
     ]
 }
 
+/// The background work, by job.
+fn jobs(status: &BackgroundStatus) -> Vec<Family> {
+    let labels = |job: &JobStatus| vec![("job", job.name)];
+    let gauge = |name, help, value: fn(&JobStatus) -> f64| Family {
+        name,
+        help,
+        series: Series::Gauges(status.jobs.iter().map(|job| (labels(job), value(job))).collect()),
+    };
+    vec![
+        Family {
+            name: "background_job_quanta",
+            help: "Stretches of background work between which queries could go first",
+            series: Series::Counters(
+                status.jobs.iter().map(|job| (labels(job), job.quanta)).collect(),
+            ),
+        },
+        gauge("background_job_busy_seconds", "All of them together, since start", |job| {
+            job.total_ms as f64 / 1e3
+        }),
+        gauge("background_job_longest_quantum_seconds", "The longest of them", |job| {
+            job.longest_quantum_us as f64 / 1e6
+        }),
+        gauge("background_job_due", "Whether the job has more to do", |job| {
+            f64::from(u8::from(job.due))
+        }),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -287,6 +317,28 @@ mod tests {
             found,
             [("a.two", None, 2), ("a.two", Some("embed"), 1), ("a.two", Some("write"), 2)]
         );
+    }
+
+    #[test]
+    fn background_jobs_are_told_apart() {
+        let job = |name, quanta, due| JobStatus {
+            name,
+            quanta,
+            total_ms: 1_500,
+            longest_quantum_us: 4_000,
+            due,
+        };
+        let status = BackgroundStatus {
+            priority: "SCHED_IDLE".to_owned(),
+            running: None,
+            jobs: vec![job("seal", 2, false), job("graph", 7, true)],
+        };
+        let reading = Exposition(jobs(&status)).reading(0);
+        let of = |name: &str| format!("flashbulb_background_job_{name}{{job=\"graph\"}}");
+        assert_eq!(reading.counters[&of("quanta_total")], 7);
+        let gauges = ["busy_seconds", "longest_quantum_seconds", "due"];
+        assert_eq!(gauges.map(|name| reading.gauges[&of(name)]), [1.5, 0.004, 1.0]);
+        assert_eq!(reading.gauges[r#"flashbulb_background_job_due{job="seal"}"#], 0.0);
     }
 
     #[test]
