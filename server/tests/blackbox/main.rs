@@ -8,6 +8,7 @@
 //! machine may take minutes; afterwards a start costs about a second.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod backpressure;
 mod cli;
 mod cli_flow;
 mod cli_import;
@@ -24,12 +25,15 @@ mod isolation;
 mod large_space;
 mod lifecycle;
 mod limits;
+mod load;
 // Measures the daemon through /proc.
 #[cfg(target_os = "linux")]
 mod many_spaces;
 mod model;
 mod model_test;
 mod observe;
+mod openmetrics;
+mod overload;
 mod params;
 mod protocol;
 mod races;
