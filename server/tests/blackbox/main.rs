@@ -38,6 +38,7 @@ mod params;
 mod protocol;
 mod races;
 mod read_semantics;
+mod same_vector;
 mod search_semantics;
 mod values;
 mod volume;
