@@ -29,6 +29,7 @@ mod load;
 // Measures the daemon through /proc.
 #[cfg(target_os = "linux")]
 mod many_spaces;
+mod metrics;
 mod model;
 mod model_test;
 mod observe;
