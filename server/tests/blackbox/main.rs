@@ -17,6 +17,9 @@ mod crash;
 mod daemon;
 mod data;
 mod device;
+// Another system's accelerator may carry the model.
+#[cfg(target_os = "linux")]
+mod device_outside;
 mod frames;
 // Measures the daemon through /proc.
 #[cfg(target_os = "linux")]
