@@ -8,6 +8,9 @@
 //! machine may take minutes; afterwards a start costs about a second.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+// Reads the daemon's threads from /proc.
+#[cfg(target_os = "linux")]
+mod background;
 mod backpressure;
 mod cli;
 mod cli_flow;
