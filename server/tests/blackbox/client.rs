@@ -4,6 +4,7 @@
 //! that was sent. It must not repair or retry anything: what the service sends is what the test sees.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -18,6 +19,8 @@ pub const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 pub struct RpcError {
     pub code: i64,
     pub message: String,
+    /// `null` where the error has none.
+    pub data: Value,
 }
 
 impl RpcError {
@@ -63,6 +66,11 @@ impl Conn {
     pub fn limit(&self, wait: Duration) {
         self.writer.set_read_timeout(Some(wait)).unwrap();
         self.writer.set_write_timeout(Some(wait)).unwrap();
+    }
+
+    /// Says that nothing more will be sent, and goes on reading.
+    pub fn half_close(&self) -> io::Result<()> {
+        self.writer.shutdown(Shutdown::Write)
     }
 
     /// Sends bytes as they are.
@@ -207,7 +215,7 @@ pub fn outcome(answer: &Value) -> Result<Value, RpcError> {
     let message =
         error["message"].as_str().unwrap_or_else(|| panic!("an error has a message: {}", text()));
     assert!(message.len() > 10, "an error message says something: {}", text());
-    Err(RpcError { code, message: message.to_owned() })
+    Err(RpcError { code, message: message.to_owned(), data: error["data"].clone() })
 }
 
 /// The start of a long text, for messages.

@@ -8,6 +8,10 @@
 //! machine may take minutes; afterwards a start costs about a second.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+// Reads the daemon's threads from /proc.
+#[cfg(target_os = "linux")]
+mod background;
+mod backpressure;
 mod cli;
 mod cli_flow;
 mod cli_import;
@@ -16,6 +20,9 @@ mod crash;
 mod daemon;
 mod data;
 mod device;
+// Another system's accelerator may carry the model.
+#[cfg(target_os = "linux")]
+mod device_outside;
 mod frames;
 // Measures the daemon through /proc.
 #[cfg(target_os = "linux")]
@@ -24,16 +31,21 @@ mod isolation;
 mod large_space;
 mod lifecycle;
 mod limits;
+mod load;
 // Measures the daemon through /proc.
 #[cfg(target_os = "linux")]
 mod many_spaces;
+mod metrics;
 mod model;
 mod model_test;
 mod observe;
+mod openmetrics;
+mod overload;
 mod params;
 mod protocol;
 mod races;
 mod read_semantics;
+mod same_vector;
 mod search_semantics;
 mod values;
 mod volume;
