@@ -92,7 +92,7 @@ impl Default for Limits {
             session_bytes: 256,
             query_bytes: 32 << 10,
             k: 1_000,
-            ids: 1_000,
+            ids: 10_000,
             list: 1_000,
             around: 100,
             neighbors: 20,

@@ -14,6 +14,7 @@ use crate::rpc::{ErrorCode, RpcError};
 use crate::service::clock::Stage;
 use crate::service::counters::count;
 use crate::service::errors::of_engine;
+use crate::service::lanes::bulk::Reserved;
 use crate::service::lanes::line::Until;
 use crate::service::lanes::{self, interactive};
 use crate::service::output::{CHUNK, Room, memory};
@@ -39,9 +40,8 @@ pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> 
     let space = validate::space(&params.space)?;
     let items = validate::items(params.items, &service.limits)?;
     let small = lanes::is_small(&items);
-    if items.iter().any(|item| item.vectors.is_none()) {
-        check_pending(service, small)?;
-    }
+    let bare = items.iter().filter(|item| item.vectors.is_none()).count();
+    let _reserved = (bare > 0).then(|| reserve_pending(service, bare, small)).transpose()?;
     let waits = params.wait == Wait::Searchable;
     let inline = small && waits;
     let front = small || (waits && lanes::may_overtake(&items));
@@ -67,14 +67,17 @@ pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> 
     Ok(AddResult { seq: added.seq.0, items: added.items.into_iter().map(added_item).collect() })
 }
 
-/// Texts wait in the store, but what waits must stay bounded: beyond the limit the client waits instead.
-pub(crate) fn check_pending(service: &Service, small: bool) -> Result<(), RpcError> {
+/// Texts wait in the store, but what waits must stay bounded: beyond the limit the client waits instead. Holds the places
+/// of `count` texts until they are counted as waiting, so that many who add at once do not pass the limit together.
+pub(crate) fn reserve_pending(
+    service: &Service,
+    count: usize,
+    small: bool,
+) -> Result<Reserved, RpcError> {
     let reserve = if small { service.limits.pending_reserve } else { 0 };
     let limit = service.limits.pending_memories + reserve;
-    if service.bulk.pending() < limit {
-        return Ok(());
-    }
-    Err(RpcError::busy("memories not embedded yet", limit, PENDING_RETRY_MS))
+    let busy = || RpcError::busy("memories not embedded yet", limit, PENDING_RETRY_MS);
+    service.bulk.reserve(count, limit).ok_or_else(busy)
 }
 
 /// Stores memories and counts them.
@@ -314,8 +317,9 @@ pub fn update(context: &Context, params: UpdateParams) -> Result<UpdateResult, R
     let space = validate::space(&params.space)?;
     validate::id("id", &params.id, &service.limits)?;
     let mut patch = validate::patch(params.patch, &service.limits)?;
+    let mut _reserved = None;
     if let (Some(text), None) = (&patch.text, &patch.vectors) {
-        check_pending(service, true)?;
+        _reserved = Some(reserve_pending(service, 1, true)?);
         // With its vectors the new version replaces the old one without a moment in which neither is found.
         if lanes::is_small_text(text) {
             patch.text_vectors = embed_or_leave(context, &space, text);

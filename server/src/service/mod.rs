@@ -40,6 +40,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Workers of the bulk lane where a device embeds: one makes windows while the other's run.
+const DEVICE_WORKERS: usize = 2;
+
 /// How the service uses threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Threads {
@@ -159,7 +162,8 @@ impl Service {
         let bulk = Bulk::start(
             Arc::clone(&store),
             &embedder,
-            threads.bulk,
+            // A device runs many texts at once, and each session takes memory of it.
+            if embedder.batches() { threads.bulk.min(DEVICE_WORKERS) } else { threads.bulk },
             Arc::clone(&counters),
             Arc::clone(&lifecycle),
             move || waker.unpark(),

@@ -12,6 +12,7 @@ use crate::rpc::{ErrorCode, Limits, RpcError};
 use crate::service::clock::{Stage, Stages};
 use crate::service::counters::count;
 use crate::service::errors::of_engine;
+use crate::service::lanes::cache::Asked;
 use crate::service::lanes::interactive::{self, Lease};
 use crate::service::lanes::line::{Until, past_deadline};
 use crate::service::output::{CHUNK, Room, memory, micros};
@@ -226,12 +227,20 @@ fn vectors<'a>(context: &'a Context, wanted: &Wanted) -> Result<Embedded<'a>, Rp
         }
         What::Text(query) => {
             clock.skip();
-            if let Some(vector) = service.queries.find(&wanted.space, query) {
-                count(&service.counters.queries_cached, 1);
-                clock.mark(Stage::Embed);
-                let ran = Some(service.embed_cached.clone());
-                return Ok(Embedded { vectors: vec![vector], ran, lease: None });
-            }
+            let embedding = match service.queries.ask(&wanted.space, query, wanted.until.deadline) {
+                Asked::First(embedding) => embedding,
+                Asked::Kept(vector) => {
+                    count(&service.counters.queries_cached, 1);
+                    clock.mark(Stage::Embed);
+                    let ran = Some(service.embed_cached.clone());
+                    return Ok(Embedded { vectors: vec![vector], ran, lease: None });
+                }
+                Asked::Late => {
+                    count(&service.counters.cancelled_deadline, 1);
+                    clock.mark(Stage::Queue);
+                    return Err(past_deadline("the same query of another was embedded"));
+                }
+            };
             count(&service.counters.queries_not_cached, 1);
             let asked = interactive::Wanted { until: wanted.until, gone: &|| context.is_gone() };
             let embedded = match service.interactive.embed_query(query, &asked) {
@@ -247,7 +256,7 @@ fn vectors<'a>(context: &'a Context, wanted: &Wanted) -> Result<Embedded<'a>, Rp
                 Stage::Embed,
                 &[(Stage::Queue, embedded.waited), (Stage::Tokenise, embedded.tokenised)],
             );
-            service.queries.keep(&wanted.space, query, &embedded.vectors);
+            embedding.done(&embedded.vectors);
             Ok(Embedded {
                 vectors: embedded.vectors,
                 ran: Some(service.embed_ran.clone()),

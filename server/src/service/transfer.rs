@@ -10,7 +10,8 @@ use crate::rpc::results::{ExportResult, ImportResult};
 use crate::rpc::time::TsMs;
 use crate::rpc::{ErrorCode, RpcError};
 use crate::service::errors::{of_engine, of_file};
-use crate::service::memory::{check_pending, store};
+use crate::service::lanes::bulk::Reserved;
+use crate::service::memory::{reserve_pending, store};
 use crate::service::output::{CHUNK, memory};
 use crate::service::{Context, Service, validate};
 use flashbulb_engine::{AddStatus, Error, NewMemory, Seq, SpaceName};
@@ -103,7 +104,7 @@ impl Sink for StoreSink<'_> {
         let already_there = if self.dry_run {
             self.count_there(&items)?
         } else {
-            self.wait_for_room()?;
+            let _reserved = self.wait_for_room(items.len())?;
             self.store(items)?
         };
         Ok(BatchCounts { added: all - already_there, already_there })
@@ -121,8 +122,11 @@ impl StoreSink<'_> {
     }
 
     /// Waits where a client would be told `Busy`.
-    fn wait_for_room(&self) -> Result<(), RpcError> {
-        while check_pending(self.service, false).is_err() {
+    fn wait_for_room(&self, count: usize) -> Result<Reserved, RpcError> {
+        loop {
+            if let Ok(reserved) = reserve_pending(self.service, count, false) {
+                return Ok(reserved);
+            }
             let next = Instant::now() + PENDING_WAIT;
             if self.service.lifecycle.sleep_until(next) {
                 return Err(RpcError::new(
@@ -131,7 +135,6 @@ impl StoreSink<'_> {
                 ));
             }
         }
-        Ok(())
     }
 
     fn store(&self, items: Vec<Item>) -> Result<u64, RpcError> {

@@ -43,6 +43,9 @@ struct Inbox {
     more: AtomicBool,
     /// Memories without vectors: exact each time the store is asked, drifting by deletes in between.
     pending: AtomicUsize,
+    /// Memories that are being stored and may come to be pending. Raised by who is about to store, lowered when that is done;
+    /// Relaxed: a bound, which orders nothing. No model.
+    reserved: AtomicUsize,
     /// Memories that could not be embedded, by space.
     failed: ArcSwap<HashMap<SpaceName, u64>>,
     failed_total: AtomicUsize,
@@ -56,6 +59,7 @@ impl Default for Inbox {
             express: Mailbox::new(EXPRESS),
             more: AtomicBool::new(false),
             pending: AtomicUsize::new(0),
+            reserved: AtomicUsize::new(0),
             failed: ArcSwap::default(),
             failed_total: AtomicUsize::new(0),
             last_failure: ArcSwapOption::empty(),
@@ -153,6 +157,15 @@ impl Bulk {
         Ok(lane)
     }
 
+    /// Reserves a place for `count` memories about to be stored without vectors; `None` where `limit` of them are pending or
+    /// reserved already. Held until they were [`added`](Self::added) or were not stored.
+    pub fn reserve(&self, count: usize, limit: usize) -> Option<Reserved> {
+        let pending = self.pending();
+        let room = |reserved: usize| (pending + reserved < limit).then_some(reserved + count);
+        let reserved = self.inbox.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room);
+        reserved.ok().map(|_| Reserved { inbox: Arc::clone(&self.inbox), count })
+    }
+
     /// Tells the lane of memories that were just stored without vectors.
     pub fn added(&self, space: &SpaceName, seqs: &[Seq], express: bool) {
         self.inbox.pending.fetch_add(seqs.len(), Ordering::Relaxed);
@@ -214,6 +227,19 @@ impl Bulk {
 
 /// A coordinator that was started: what calls it, what gives it its posts, and its thread.
 type Waiting = (Arc<Call>, SyncSender<Posts>, JoinHandle<()>);
+
+/// Places for memories about to be stored.
+#[must_use]
+pub struct Reserved {
+    inbox: Arc<Inbox>,
+    count: usize,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.inbox.reserved.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
 
 /// Starts the coordinator, which waits for its posts.
 fn spawn_coordinator(

@@ -26,6 +26,9 @@ const STANDING: Duration = Duration::from_millis(100);
 /// For so long nobody must have been refused before it no longer does.
 const CALM: Duration = Duration::from_secs(1);
 
+/// Longest hint when to try again.
+const LONGEST_HINT: Duration = Duration::from_secs(1);
+
 /// When to try again after all places in the line were taken.
 const FULL_RETRY_MS: u64 = 50;
 
@@ -64,6 +67,9 @@ struct State<S> {
     late: Option<(Instant, Instant)>,
     refusing_until: Option<Instant>,
     refused: u64,
+    /// How many were refused lately: each counts for less and less over about a second.
+    pressure: f64,
+    refused_at: Option<Instant>,
 }
 
 struct Ticket {
@@ -108,6 +114,8 @@ impl<S> Line<S> {
                 late: None,
                 refusing_until: None,
                 refused: 0,
+                pressure: 0.0,
+                refused_at: None,
             }),
         }
     }
@@ -123,14 +131,17 @@ impl<S> Line<S> {
             return Ok(());
         }
         let wait = self.wait_of(&state);
-        let answered_in = wait + state.time(cost(tokens));
+        let own = state.time(cost(tokens));
+        let answered_in = wait + own;
         match until.promise {
             None if now + answered_in <= until.deadline => Ok(()),
             None => {
                 let late = (now + answered_in).saturating_duration_since(until.deadline);
-                Err(refusal(&mut state, late, until.deadline.saturating_duration_since(now)))
+                let limit = until.deadline.saturating_duration_since(now);
+                Err(state.refuse(late, own, limit, now))
             }
-            Some(promise) if answered_in <= promise => {
+            // Who takes long by itself cannot be answered within the promise in any case, and may wait as long as it takes.
+            Some(promise) if answered_in <= promise.max(own * 2) => {
                 state.late = None;
                 Ok(())
             }
@@ -140,7 +151,7 @@ impl<S> Line<S> {
                     return Ok(());
                 }
                 state.refusing_until = Some(now + CALM);
-                Err(refusal(&mut state, answered_in - promise, promise))
+                Err(state.refuse(answered_in - promise, own, promise, now))
             }
         }
     }
@@ -221,6 +232,28 @@ impl<S> State<S> {
         now.saturating_duration_since(first) >= STANDING
     }
 
+    /// Refuses a request that would be `late`. When to try again: not before the line is shorter, and so late that those
+    /// who were refused lately, should all of them come again, find the time that they need.
+    fn refuse(&mut self, late: Duration, own: Duration, limit: Duration, now: Instant) -> RpcError {
+        self.refused += 1;
+        let since =
+            self.refused_at.replace(now).map_or(CALM, |at| now.saturating_duration_since(at));
+        self.pressure = self.pressure * (-since.as_secs_f64()).exp() + 1.0;
+        let hint = (late + own.mul_f64(self.pressure)).min(LONGEST_HINT);
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let (retry_after_ms, limit_ms) = (ms(hint).max(1), ms(limit));
+        RpcError::new(
+            ErrorCode::Busy,
+            format!(
+                "busy: by the line before the model this could not be answered in {limit_ms} ms; try again in \
+                 {retry_after_ms} ms, or allow more time with `deadline_ms`"
+            ),
+        )
+        .with_data(json!({
+            "what": "embedding line", "limit_ms": limit_ms, "retry_after_ms": retry_after_ms
+        }))
+    }
+
     fn take_given(&mut self, number: u64) -> Option<S> {
         let at = self.given.iter().position(|(to, _)| *to == number)?;
         Some(self.given.swap_remove(at).1)
@@ -248,22 +281,6 @@ fn wait<S>(state: &mut MutexGuard<'_, State<S>>, deadline: Instant) -> Option<S>
 
 fn cost(tokens: usize) -> u64 {
     tokens as u64 + RUN_TOKENS
-}
-
-fn refusal<S>(state: &mut State<S>, late: Duration, limit: Duration) -> RpcError {
-    state.refused += 1;
-    let retry_after_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX).max(1);
-    let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-    RpcError::new(
-        ErrorCode::Busy,
-        format!(
-            "busy: by the line before the model this could not be answered in {limit_ms} ms; try again in {retry_after_ms} ms, \
-             or allow more time with `deadline_ms`"
-        ),
-    )
-    .with_data(json!({
-        "what": "embedding line", "limit_ms": limit_ms, "retry_after_ms": retry_after_ms
-    }))
 }
 
 /// `DeadlineExceeded`, with what was waited for.
@@ -341,7 +358,8 @@ mod tests {
         let within = |ms| Until { deadline: now + Duration::from_millis(ms), promise: None };
         let refused = line.admit(8, &within(50), now).unwrap_err();
         assert!(refused.is(ErrorCode::Busy));
-        assert_eq!(refused.data.unwrap()["retry_after_ms"], 6);
+        // 6 too many, and 16 for itself.
+        assert_eq!(refused.data.unwrap()["retry_after_ms"], 22);
         assert!(line.admit(8, &within(60), now).is_ok());
         assert_eq!(line.read().refused, 1);
     }
@@ -362,6 +380,34 @@ mod tests {
         assert!(ask(2_102, 10), "calm");
         line.give_back(turn, false);
         assert!(ask(2_103, 1), "who finds a session free is never refused");
+    }
+
+    #[test]
+    fn the_hint_grows_with_those_who_were_refused_and_fades() {
+        let (line, _turn) = busy_line();
+        let begun = Instant::now();
+        let hint = |ms: u64| {
+            let now = begun + Duration::from_millis(ms);
+            let until = Until { deadline: now + Duration::from_millis(50), promise: None };
+            let refused = line.admit(8, &until, now).unwrap_err();
+            refused.data.unwrap()["retry_after_ms"].as_u64().unwrap()
+        };
+        assert_eq!((hint(0), hint(0), hint(0)), (22, 38, 54));
+        for _ in 0..100 {
+            hint(0);
+        }
+        assert_eq!(hint(0), 1000);
+        assert_eq!(hint(20_000), 22);
+    }
+
+    #[test]
+    fn who_takes_long_by_itself_may_wait_for_as_long() {
+        let (line, _turn) = busy_line();
+        let begun = Instant::now();
+        // 40 ms ahead: 108 of its own in all, which is more than the wait.
+        for ms in [0, 200] {
+            assert!(line.admit(100, &promise(10), begun + Duration::from_millis(ms)).is_ok());
+        }
     }
 
     #[test]

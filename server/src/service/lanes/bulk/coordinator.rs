@@ -225,7 +225,12 @@ impl<'a> Coordinator<'a> {
         let memories: Vec<MemoryKey> =
             vectors.iter().map(|(seq, _)| (space.clone(), *seq)).collect();
         let spare = if alone { Vec::new() } else { vectors.clone() };
+        // Counted down first: who is told that a memory can be found shall not be told that it is pending.
+        subtract(&self.shared.inbox.pending, memories.len());
         let outcome = self.shared.store.set_vectors(space, vectors);
+        if !matches!(outcome, Ok(_) | Err(Error::NoSuchSpace { .. })) {
+            self.shared.inbox.pending.fetch_add(memories.len(), Ordering::Relaxed);
+        }
         if !alone && outcome.as_ref().is_err_and(is_about_one_memory) {
             for one in spare {
                 self.store_group(space, vec![one]);
@@ -238,7 +243,6 @@ impl<'a> Coordinator<'a> {
         match outcome {
             // A space that was dropped meanwhile has nothing left to embed.
             Ok(_) | Err(Error::NoSuchSpace { .. }) => {
-                subtract(&self.shared.inbox.pending, memories.len());
                 for memory in &memories {
                     self.forget_failure(memory);
                 }
