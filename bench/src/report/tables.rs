@@ -1,0 +1,477 @@
+//! The tables of a report.
+//!
+//! Invariant: each figure of a void row is a void cell; what was not measured is a dash.
+
+use std::collections::BTreeMap;
+
+use crate::run::{Beside, Boundary, Miss, Purpose, Row, Run, Temperature, thousands};
+use crate::stats::{Percentiles, Quantile};
+
+use super::text::{ms, percent};
+use super::view::{Cell, Table};
+
+/// What a row is, in words.
+pub fn name(row: &Row) -> String {
+    let beside = match (row.beside, row.temperature) {
+        (_, Temperature::Cold) => "cold",
+        (Beside::Nothing, _) => "beside nothing",
+        (Beside::Import, _) => "beside an import",
+    };
+    let sweep = if row.purpose == Purpose::Sweep { ", sweep" } else { "" };
+    format!("{beside}, {}/s{sweep}", trimmed(row.load.offered_per_s))
+}
+
+fn trimmed(rate: f64) -> String {
+    let text = format!("{rate:.1}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// A p99 with its interval.
+pub fn p99(p: &Percentiles) -> String {
+    let between = p.p99_between.map(|(low, high)| format!(" ({} to {})", ms(low), ms(high)));
+    format!("{}{}", ms(p.p99), between.unwrap_or_default())
+}
+
+/// The table that stands first: one line a row.
+pub fn summary<'a>(run: &Run, rows: impl Iterator<Item = &'a Row>) -> Table {
+    let recall = run.recall.as_ref().map_or("–".to_owned(), |r| format!("{:.4}", r.recall));
+    let k = run.scenario.k;
+    let mut table = Table::new(&[
+        "row",
+        "searches",
+        "in time",
+        "missed",
+        "p50, ms",
+        "p90",
+        "p95",
+        "p99 (95 % interval)",
+        "p99.9",
+        "p99.99",
+        "max",
+        &format!("recall@{k}"),
+    ]);
+    for row in rows {
+        let l = &row.load;
+        let void = l.void.is_some();
+        let missed: u64 = l.misses.values().sum();
+        let r = &l.response;
+        let in_time = l.in_time as f64 / l.searches.max(1) as f64;
+        let figures = [
+            percent(Some(in_time)),
+            missed.to_string(),
+            ms(r.p50),
+            ms(r.p90),
+            ms(r.p95),
+            p99(r),
+            ms(r.p999),
+            ms(r.p9999),
+            ms(Quantile::Us(r.max)),
+        ];
+        let mut cells = vec![Cell::plain(name(row)), Cell::plain(l.searches.to_string())];
+        cells.extend(figures.into_iter().map(|f| Cell::figure(f, void)));
+        cells.push(Cell::plain(recall.clone()));
+        table.rows.push(cells);
+    }
+    table
+}
+
+/// Offered against answered, and why what is missing is missing.
+pub fn misses(rows: &[Row]) -> Table {
+    let mut head = vec!["row", "offered/s", "answered/s", "sent"];
+    head.extend(Miss::ALL.iter().map(|m| m.name()));
+    head.extend(["p50 of answers, ms", "p99 of answers", "first messages"]);
+    let mut table = Table::new(&head);
+    for row in rows {
+        let l = &row.load;
+        let void = l.void.is_some();
+        let mut cells = vec![
+            Cell::plain(name(row)),
+            Cell::plain(trimmed(l.offered_per_s)),
+            Cell::figure(format!("{:.1}", l.achieved_per_s), void),
+            Cell::plain(l.sent.to_string()),
+        ];
+        for miss in Miss::ALL {
+            let count = l.misses.get(&miss).copied().unwrap_or(0);
+            cells.push(Cell::figure(count.to_string(), void));
+        }
+        cells.push(Cell::figure(ms(l.answered.p50), void));
+        cells.push(Cell::figure(p99(&l.answered), void));
+        let first: Vec<String> =
+            l.first_errors.iter().map(|(m, text)| format!("{}: {text}", m.name())).collect();
+        cells.push(Cell::plain(first.join("; ")));
+        table.rows.push(cells);
+    }
+    table
+}
+
+/// Response, service and lag of each row, and the machine around it.
+pub fn generator(rows: &[Row]) -> Table {
+    let mut table = Table::new(&[
+        "row",
+        "response p50, ms",
+        "service p50",
+        "service p99",
+        "lag p50",
+        "lag p99",
+        "void because",
+        "priority",
+        "stolen",
+        "load before",
+        "load after",
+        "daemon, share of a core",
+        "generator",
+    ]);
+    for row in rows {
+        let l = &row.load;
+        let void = l.void.is_some();
+        let share = |s: Option<f64>| s.map_or("–".to_owned(), |s| format!("{s:.2}"));
+        let mut cells = vec![Cell::plain(name(row))];
+        let figures = [ms(l.response.p50), ms(l.service.p50), ms(l.service.p99)];
+        cells.extend(figures.into_iter().map(|f| Cell::figure(f, void)));
+        let rest = [
+            ms(l.lag.p50),
+            ms(l.lag.p99),
+            l.void.clone().unwrap_or_default(),
+            if l.realtime { "real-time" } else { "ordinary" }.to_owned(),
+            percent(l.stolen),
+            share(l.load_before),
+            share(l.load_after),
+            share(l.daemon_cpu),
+            share(l.generator_cpu),
+        ];
+        cells.extend(rest.into_iter().map(Cell::plain));
+        table.rows.push(cells);
+    }
+    table
+}
+
+/// The import beside the load.
+pub fn imports(rows: &[Row]) -> Option<Table> {
+    let mut table = Table::new(&[
+        "row",
+        "alone before, texts/s",
+        "beside",
+        "alone after",
+        "share of its rate alone",
+    ]);
+    for row in rows.iter().filter(|r| r.purpose == Purpose::Rate) {
+        let Some(i) = row.import else { continue };
+        let void = row.load.void.is_some();
+        let per_s = |v: Option<f64>| v.map_or("–".to_owned(), |v| format!("{v:.0}"));
+        table.rows.push(vec![
+            Cell::plain(name(row)),
+            Cell::plain(per_s(i.alone_before_per_s)),
+            Cell::figure(per_s(Some(i.beside_per_s)), void),
+            Cell::plain(per_s(i.alone_after_per_s)),
+            Cell::figure(percent(i.share), void),
+        ]);
+    }
+    (!table.rows.is_empty()).then_some(table)
+}
+
+/// The median against the bare model and the bare search.
+pub fn against_bare(rows: &[Row]) -> Option<Table> {
+    let mut table = Table::new(&[
+        "row",
+        "bare model alone p50, ms",
+        "p99",
+        "with a helper p50",
+        "p99",
+        "response p50",
+        "bare model p50 + bare search p50",
+        "ratio of medians",
+        "ratio of p99",
+    ]);
+    for row in rows {
+        let Some(bare) = &row.bare else { continue };
+        let void = row.load.void.is_some();
+        let helped = |f: fn(&Percentiles) -> Quantile| {
+            bare.helped.as_ref().map_or("–".to_owned(), |p| ms(f(p)))
+        };
+        let used = bare.helped.as_ref().unwrap_or(&bare.alone);
+        let tails = row.load.response.p99.us().zip(used.p99.us());
+        let against = row.against_bare.as_ref();
+        let parts = against.map(|a| {
+            let (embed, dense) = (Quantile::Us(a.embed_p50), Quantile::Us(a.dense_p50));
+            format!("{} ({}) + {}", ms(embed), a.embed_how, ms(dense))
+        });
+        let dash = || "–".to_owned();
+        table.rows.push(vec![
+            Cell::plain(name(row)),
+            Cell::plain(ms(bare.alone.p50)),
+            Cell::plain(ms(bare.alone.p99)),
+            Cell::plain(helped(|p| p.p50)),
+            Cell::plain(helped(|p| p.p99)),
+            Cell::figure(ms(row.load.response.p50), void),
+            Cell::plain(parts.unwrap_or_else(dash)),
+            Cell::figure(against.map_or_else(dash, |a| format!("{:.2}", a.ratio)), void),
+            Cell::figure(
+                tails.map_or_else(dash, |(r, b)| format!("{:.2}", r as f64 / b as f64)),
+                void,
+            ),
+        ]);
+    }
+    (!table.rows.is_empty()).then_some(table)
+}
+
+/// The starts of new processes.
+pub fn cold(rows: &[Row]) -> Option<Table> {
+    let mut table = Table::new(&[
+        "row",
+        "page cache",
+        "start to first answer, ms",
+        "first search, ms",
+        "next searches",
+        "p50",
+        "p90",
+        "max",
+    ]);
+    for row in rows {
+        let Some(c) = &row.cold else { continue };
+        let (r, void) = (&row.load.response, row.load.void.is_some());
+        let mut cells = vec![
+            Cell::plain(name(row)),
+            Cell::plain(c.page_cache.clone()),
+            Cell::plain(format!("{:.0}", c.started_in_ms)),
+            Cell::plain(ms(Quantile::Us(c.first_request_us))),
+            Cell::plain(r.samples.to_string()),
+        ];
+        let figures = [ms(r.p50), ms(r.p90), ms(Quantile::Us(r.max))];
+        cells.extend(figures.into_iter().map(|f| Cell::figure(f, void)));
+        table.rows.push(cells);
+    }
+    (!table.rows.is_empty()).then_some(table)
+}
+
+/// The stages of a search in their order; those that this program does not know stand at the end.
+const STAGES: [&str; 8] =
+    ["queue", "tokenise", "embed", "dense", "lexical", "fuse", "fetch", "total"];
+
+/// Stages by their place in a search.
+pub fn in_order(stages: &BTreeMap<String, Percentiles>) -> Vec<(&str, &Percentiles)> {
+    let mut all: Vec<(&str, &Percentiles)> = stages.iter().map(|(n, p)| (n.as_str(), p)).collect();
+    let place = |name: &str| STAGES.iter().position(|s| *s == name).unwrap_or(STAGES.len());
+    all.sort_by_key(|(name, _)| place(name));
+    all
+}
+
+/// The stages of one row.
+pub fn stages(row: &Row) -> Table {
+    let mut table = Table::new(&["stage", "mean, ms", "p50", "p90", "p99 (95 % interval)", "max"]);
+    let void = row.load.void.is_some();
+    for (name, p) in in_order(&row.load.stages) {
+        let mean = p.mean.map_or("–".to_owned(), |m| format!("{:.3}", m / 1000.0));
+        let figures = [mean, ms(p.p50), ms(p.p90), p99(p), ms(Quantile::Us(p.max))];
+        let mut cells = vec![Cell::plain(name)];
+        cells.extend(figures.into_iter().map(|f| Cell::figure(f, void)));
+        table.rows.push(cells);
+    }
+    table
+}
+
+/// The other methods of a mix.
+pub fn others(rows: &[Row]) -> Option<Table> {
+    let mut table = Table::new(&[
+        "row",
+        "method",
+        "sent",
+        "missed",
+        "p50, ms",
+        "p90",
+        "p99 (95 % interval)",
+        "max",
+    ]);
+    for row in rows {
+        let void = row.load.void.is_some();
+        for (method, p) in &row.load.others {
+            let counts = [name(row), method.clone(), p.samples.to_string(), p.missed.to_string()];
+            let mut cells: Vec<Cell> = counts.into_iter().map(Cell::plain).collect();
+            let figures = [ms(p.p50), ms(p.p90), p99(p), ms(Quantile::Us(p.max))];
+            cells.extend(figures.into_iter().map(|f| Cell::figure(f, void)));
+            table.rows.push(cells);
+        }
+    }
+    (!table.rows.is_empty()).then_some(table)
+}
+
+/// Single searches at several widths of the walk.
+pub fn frontier(run: &Run) -> Option<Table> {
+    let mut table =
+        Table::new(&["ef", "recall", "queries", "path", "p50, µs", "p90", "p99", "max"]);
+    for p in &run.frontier {
+        let us = |q: Quantile| q.us().map_or("–".to_owned(), |us| us.to_string());
+        let cells = [
+            p.ef.map_or("default".to_owned(), |ef| ef.to_string()),
+            format!("{:.4}", p.recall),
+            p.queries.to_string(),
+            p.path.clone(),
+            us(p.took.p50),
+            us(p.took.p90),
+            us(p.took.p99),
+            p.took.max.to_string(),
+        ];
+        table.rows.push(cells.into_iter().map(Cell::plain).collect());
+    }
+    (!table.rows.is_empty()).then_some(table)
+}
+
+/// This run beside the previous one, row by row.
+pub fn previous(run: &Run, previous: &Run) -> Table {
+    let mut table = Table::new(&[
+        "row",
+        "p50 before, ms",
+        "p50 now",
+        "change",
+        "p99 before",
+        "p99 now",
+        "change",
+        "import share before",
+        "now",
+    ]);
+    for row in run.rows.iter().filter(|r| r.purpose != Purpose::Sweep) {
+        let Some(old) = previous.rows.iter().find(|o| o.name == row.name) else { continue };
+        let (was, is) = (old.load.void.is_some(), row.load.void.is_some());
+        let change = |a: Quantile, b: Quantile| match (a.us(), b.us()) {
+            (Some(a), Some(b)) if a > 0 => {
+                format!("{:+.1} %", (b as f64 / a as f64 - 1.0) * 100.0)
+            }
+            _ => "–".to_owned(),
+        };
+        let (o, n) = (&old.load.response, &row.load.response);
+        let share =
+            |r: &Row| r.import.and_then(|i| i.share).map_or("–".to_owned(), |s| percent(Some(s)));
+        table.rows.push(vec![
+            Cell::plain(name(row)),
+            Cell::figure(ms(o.p50), was),
+            Cell::figure(ms(n.p50), is),
+            Cell::figure(change(o.p50, n.p50), was || is),
+            Cell::figure(p99(o), was),
+            Cell::figure(p99(n), is),
+            Cell::figure(change(o.p99, n.p99), was || is),
+            Cell::figure(share(old), was),
+            Cell::figure(share(row), is),
+        ]);
+    }
+    table
+}
+
+/// The previous run's other figures.
+pub fn previous_others(run: &Run, previous: &Run) -> Table {
+    let mut table = Table::new(&["figure", "before", "now"]);
+    let recall =
+        |r: &Run| r.recall.as_ref().map_or("–".to_owned(), |r| format!("{:.4}", r.recall));
+    let knee = |r: &Run, beside: Beside| {
+        let knee = r.knees.iter().find(|k| k.beside == beside);
+        let void = knee.is_some_and(|k| k.void);
+        let text = knee.and_then(|k| k.per_s).map_or("–".to_owned(), |v| format!("{v:.1}/s"));
+        Cell::figure(text, void)
+    };
+    let memory = |r: &Run| r.memory.map_or("–".to_owned(), |m| format!("{:.0} MiB", m.rss_mib));
+    let row = |name: &str, a: Cell, b: Cell| vec![Cell::plain(name), a, b];
+    table.rows = vec![
+        row("recall", Cell::plain(recall(previous)), Cell::plain(recall(run))),
+        row("knee beside nothing", knee(previous, Beside::Nothing), knee(run, Beside::Nothing)),
+        row("knee beside an import", knee(previous, Beside::Import), knee(run, Beside::Import)),
+        row("memory resident", Cell::plain(memory(previous)), Cell::plain(memory(run))),
+        row("commit", Cell::plain(commit(previous)), Cell::plain(commit(run))),
+        row("begun", Cell::plain(previous.begun_at.clone()), Cell::plain(run.begun_at.clone())),
+    ];
+    table
+}
+
+/// The commit, and whether the folder differed from it.
+pub fn commit(run: &Run) -> String {
+    let short = run.program.commit.as_deref().map(|c| c.get(..12).unwrap_or(c));
+    let dirty = match run.program.dirty {
+        Some(true) => " with changes",
+        Some(false) => "",
+        None => " (state unknown)",
+    };
+    short.map_or("unknown".to_owned(), |c| format!("{c}{dirty}"))
+}
+
+/// What a reader needs to run it again, and to judge it.
+pub fn facts(run: &Run) -> Table {
+    let mut table = Table::new(&["fact", "value"]);
+    let mut fact = |name: &str, value: String| {
+        table.rows.push(vec![Cell::plain(name), Cell::plain(value)]);
+    };
+    let unknown = || "unknown".to_owned();
+    let s = &run.scenario;
+    fact("begun", run.begun_at.clone());
+    fact("durability", format!("{}: acknowledged means synced to the device", run.durability));
+    fact("program", run.program.version.clone().unwrap_or_else(unknown));
+    fact("program SHA-256", run.program.sha256.clone());
+    fact("commit", commit(run));
+    fact("arguments of serve", run.program.arguments.join(" "));
+    fact(
+        "boundary",
+        match s.boundary {
+            Boundary::Socket => "Unix socket".to_owned(),
+            Boundary::InProcess => "frames in one process".to_owned(),
+        },
+    );
+    fact("connections", s.connections.to_string());
+    fact("tokens of a query", format!("{} to {}", s.query_tokens.0, s.query_tokens.1));
+    fact("hits asked for", s.k.to_string());
+    fact("promise, timeout", format!("{} ms, {} ms", s.promise_ms, s.timeout_ms));
+    fact("deadline_ms of a search", s.deadline_ms.map_or("none".to_owned(), |d| d.to_string()));
+    fact(
+        "model",
+        format!(
+            "{} {}, {} on {}",
+            run.model.name, run.model.precision, run.model.runtime, run.model.provider
+        ),
+    );
+    fact("model SHA-256", run.model.sha256.clone().unwrap_or_else(unknown));
+    fact("model fingerprint", run.model.fingerprint.clone());
+    let d = &run.data;
+    fact(
+        "data",
+        format!(
+            "{}, {} lines, {} held out for queries",
+            d.source,
+            thousands(d.lines),
+            thousands(d.held_out)
+        ),
+    );
+    fact("data SHA-256", d.sha256.clone());
+    fact(
+        "memories",
+        format!(
+            "{} lines of the data, {} made of them",
+            thousands(d.memories_real),
+            thousands(d.memories_made)
+        ),
+    );
+    fact(
+        "queries",
+        format!(
+            "{} held-out lines, {} made of halves",
+            thousands(d.queries_real),
+            thousands(d.queries_made)
+        ),
+    );
+    fact("seed", run.seed.to_string());
+    let seconds = |v: Option<f64>| v.map_or("–".to_owned(), |v| format!("{v:.0} s"));
+    let reused = if run.fill.reused { ", made by an earlier run" } else { "" };
+    fact(
+        "store filled by",
+        format!(
+            "{}{reused}; searchable after {}, indexed after {}",
+            run.fill.way,
+            seconds(run.fill.seconds),
+            seconds(run.fill.indexed_after_s)
+        ),
+    );
+    if let Some(m) = run.memory {
+        fact(
+            "memory after the load",
+            format!(
+                "{:.0} MiB resident, {:.0} MiB of it not backed by files",
+                m.rss_mib, m.anonymous_mib
+            ),
+        );
+    }
+    table
+}
