@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use flashbulb::embed::{EmbedOptions, Embedder, Helper, Precision};
+use flashbulb::embed::{EmbedOptions, Embedder, Helper};
 use flashbulb::provision::{self, Drawn, Wanted};
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -49,8 +49,7 @@ pub struct Bare {
 /// What provisioning or the runtime say.
 pub fn embedder() -> Result<Embedder, Failure> {
     let provisioned = provision::ensure(&Wanted::default(), &Drawn::default())?;
-    let options = EmbedOptions { precision: Precision::Auto };
-    Ok(Embedder::open(&provisioned, &options, &Drawn::default())?)
+    Ok(Embedder::open(&provisioned, &EmbedOptions::default(), &Drawn::default())?)
 }
 
 /// How many tokens a text has; none if it is more than one window, or no text.

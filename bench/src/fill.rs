@@ -162,6 +162,7 @@ fn with_vectors(
     let (sigma, seed) = wanted.noise.unwrap_or_default();
     let mut noise = Noise { by: Normal::new(0.0, sigma)?, rng: ChaCha8Rng::seed_from_u64(seed) };
     let options = StoreOptions::new(embedder.dim(), embedder.fingerprint());
+    private_dir(&place.store)?;
     let store = Store::open(&place.store, options)?;
     let (begun, mut told) = (Instant::now(), Instant::now());
     for (s, name) in space_names(wanted.spaces).iter().enumerate() {
@@ -236,12 +237,22 @@ fn add(
     Ok(())
 }
 
+/// Makes a folder that only its owner may enter: a daemon takes no other for its store.
+fn private_dir(path: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| format!("cannot make {}: {e}", path.display()).into())
+}
+
 /// Copies a store that no process has open.
 ///
 /// # Errors
 /// If a file cannot be read or written.
 pub fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(to)?;
+    private_dir(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());

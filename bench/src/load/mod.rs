@@ -42,7 +42,7 @@ pub struct Options {
     /// Write run.json, interval logs and the report into this folder
     #[arg(long)]
     out: Option<PathBuf>,
-    /// A folder of an earlier run, shown beside this one in the report
+    /// A folder of an earlier run of the same scenario, shown beside this one in the report
     #[arg(long, requires = "out")]
     previous: Option<PathBuf>,
     /// Requests a second, open loop, Poisson; one row of figures for each. Default: 50, none with --sweep
@@ -240,7 +240,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     text::print_end(&run);
     if let Some(out) = &options.out {
         run.write(out)?;
-        report::make(std::slice::from_ref(out), options.previous.as_deref(), out)?;
+        report::make(std::slice::from_ref(out), options.previous.as_slice(), out)?;
     }
     Ok(())
 }

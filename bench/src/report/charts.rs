@@ -136,7 +136,7 @@ pub fn draw(chart: &Chart<'_>) -> Result<Option<String>, Failure> {
     let xs = if xs.1 > xs.0 { xs } else { (xs.0 - 0.5, xs.1 + 0.5) };
     // Room for the legend above.
     let low = (ys.0 / 1.3).max(1e-4);
-    let high = ys.1 * (ys.1 / low).powf(0.08 * (chart.series.len().min(8) as f64)).max(1.5);
+    let high = ys.1 * (ys.1 / low).powf(0.11 * (chart.series.len().min(8) as f64)).max(1.5);
     let x_ticks = chart.x_ticks.clone().unwrap_or_else(|| linear_ticks(xs.0, xs.1));
     let mut svg = String::new();
     {

@@ -32,8 +32,8 @@ pub fn p99(p: &Percentiles) -> String {
     format!("{}{}", ms(p.p99), between.unwrap_or_default())
 }
 
-/// The table that stands first: one line a row.
-pub fn summary<'a>(run: &Run, rows: impl Iterator<Item = &'a Row>) -> Table {
+/// The table that stands first: one line a row. Recall is of the run as a whole.
+pub fn summary<'a>(run: &Run, rows: impl Iterator<Item = &'a Row>, with_recall: bool) -> Table {
     let recall = run.recall.as_ref().map_or("–".to_owned(), |r| format!("{:.4}", r.recall));
     let k = run.scenario.k;
     let mut table = Table::new(&[
@@ -48,8 +48,10 @@ pub fn summary<'a>(run: &Run, rows: impl Iterator<Item = &'a Row>) -> Table {
         "p99.9",
         "p99.99",
         "max",
-        &format!("recall@{k}"),
     ]);
+    if with_recall {
+        table.head.push(format!("recall@{k}"));
+    }
     for row in rows {
         let l = &row.load;
         let void = l.void.is_some();
@@ -69,7 +71,9 @@ pub fn summary<'a>(run: &Run, rows: impl Iterator<Item = &'a Row>) -> Table {
         ];
         let mut cells = vec![Cell::plain(name(row)), Cell::plain(l.searches.to_string())];
         cells.extend(figures.into_iter().map(|f| Cell::figure(f, void)));
-        cells.push(Cell::plain(recall.clone()));
+        if with_recall {
+            cells.push(Cell::plain(recall.clone()));
+        }
         table.rows.push(cells);
     }
     table
@@ -403,7 +407,13 @@ pub fn facts(run: &Run) -> Table {
     fact("program", run.program.version.clone().unwrap_or_else(unknown));
     fact("program SHA-256", run.program.sha256.clone());
     fact("commit", commit(run));
-    fact("arguments of serve", run.program.arguments.join(" "));
+    fact(
+        "arguments of serve",
+        match run.program.arguments.join(" ") {
+            none if none.is_empty() => "none".to_owned(),
+            some => some,
+        },
+    );
     fact(
         "boundary",
         match s.boundary {
