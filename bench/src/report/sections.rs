@@ -106,6 +106,9 @@ fn of_run(loaded: &Loaded, previous: &[Run]) -> Result<Vec<Section>, Failure> {
         vec![],
     );
     push("Generator and machine", vec![], vec![tables::generator(&run.rows)], vec![]);
+    let counted = vec!["By how much each grew during the load.".to_owned()];
+    let counters = tables::counters(&run.rows).into_iter().collect();
+    push("The service's own counters", counted, counters, vec![]);
     if let Some(old) = previous.iter().find(|p| p.scenario == run.scenario) {
         let text = "The same scenario in an earlier run; two runs at different times are not a comparison of builds, `compare` is.";
         let tables = vec![tables::previous(run, old), tables::previous_others(run, old)];
@@ -176,7 +179,6 @@ fn percentile_curves(loaded: &Loaded) -> Result<Vec<Picture>, Failure> {
         y: "response, ms",
         x_label: &nines,
         x_ticks: Some(vec![0.0, HALF, 1.0, 2.0, 3.0, 4.0, 5.0]),
-        x_range: None,
         series: &series,
         marks: &[],
         level: Some(loaded.run.scenario.promise_ms),
@@ -248,7 +250,6 @@ fn over_time(loaded: &Loaded) -> Result<Vec<Picture>, Failure> {
             y: "response, ms",
             x_label: &charts::short,
             x_ticks: None,
-            x_range: None,
             series: &series,
             marks: &[],
             level: Some(loaded.run.scenario.promise_ms),
@@ -299,7 +300,6 @@ fn load_latency(run: &Run) -> Result<Vec<Picture>, Failure> {
             y: "response, ms",
             x_label: &charts::short,
             x_ticks: None,
-            x_range: None,
             series: &series,
             marks: &marks,
             level: Some(run.scenario.promise_ms),
@@ -345,7 +345,6 @@ fn recall_latency(run: &Run) -> Result<Vec<Picture>, Failure> {
         y: "search, ms",
         x_label: &|x| format!("{x:.3}"),
         x_ticks: None,
-        x_range: None,
         series: &series,
         marks: &[],
         level: None,
