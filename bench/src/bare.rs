@@ -4,20 +4,26 @@
 
 use std::time::{Duration, Instant};
 
-use flashbulb::embed::{EmbedOptions, Embedder, Helper, Precision};
+use flashbulb::embed::{EmbedOptions, Embedder, Helper};
 use flashbulb::provision::{self, Drawn, Wanted};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::load::Percentiles;
-use crate::report;
-use crate::{Common, Failure, data, machine::Machine};
+use crate::data::{self, Corpus, Queries};
+use crate::machine::Machine;
+use crate::report::text;
+use crate::run::Turns;
+use crate::stats::{Percentiles, histogram, record};
+use crate::{Common, Failure};
 
 /// Options of `bare`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     #[command(flatten)]
     common: Common,
+    /// Write the raw figures here as JSON
+    #[arg(long)]
+    json: Option<std::path::PathBuf>,
     /// Threads, each with a session of its own
     #[arg(long, default_value_t = 1)]
     threads: usize,
@@ -43,8 +49,7 @@ pub struct Bare {
 /// What provisioning or the runtime say.
 pub fn embedder() -> Result<Embedder, Failure> {
     let provisioned = provision::ensure(&Wanted::default(), &Drawn::default())?;
-    let options = EmbedOptions { precision: Precision::Auto, ..EmbedOptions::default() };
-    Ok(Embedder::open(&provisioned, &options, &Drawn::default())?)
+    Ok(Embedder::open(&provisioned, &EmbedOptions::default(), &Drawn::default())?)
 }
 
 /// How many tokens a text has; none if it is more than one window, or no text.
@@ -96,13 +101,6 @@ pub fn rate(
     Ok(Bare { threads, texts_per_s: texts_done as f64 / elapsed, texts: texts_done })
 }
 
-/// What one thread and the same with a helper took, turn by turn in the same minutes; microseconds.
-#[derive(Debug, Serialize)]
-pub struct Turns<T> {
-    pub alone: T,
-    pub helped: Option<T>,
-}
-
 /// Times `run` alone and, where the model can share its work, with a helper, in turns of one run each.
 struct Clock {
     helper: Option<Helper>,
@@ -113,7 +111,6 @@ struct Clock {
 
 impl Clock {
     fn new(embedder: &Embedder) -> Result<Clock, Failure> {
-        let histogram = || Histogram::<u64>::new_with_bounds(1, 60_000_000, 3);
         let helper = embedder.shares_rows().then(Helper::start).transpose()?;
         Ok(Clock { helper, alone: histogram()?, helped: histogram()?, runs: 0 })
     }
@@ -125,7 +122,7 @@ impl Clock {
         let begun = Instant::now();
         let _help = helper.map(Helper::borrow);
         run()?;
-        into.saturating_record(u64::try_from(begun.elapsed().as_micros())?.max(1));
+        record(into, begun.elapsed());
         Ok(())
     }
 
@@ -211,22 +208,22 @@ fn at_lengths(embedder: &Embedder) -> Result<Vec<AtLength>, Failure> {
 pub fn run(options: &Options) -> Result<(), Failure> {
     let machine = Machine::read();
     let embedder = embedder()?;
-    let data = options.common.data.as_deref();
-    let texts = data::texts(data, 10_000, 1_000, options.common.seed, tokens(&embedder))?;
-    let loop_rate = rate(&embedder, &texts.memories, options.threads, options.seconds)?;
     let seed = options.common.seed;
-    let paced = at_a_rate(&embedder, &texts.queries, options.rate, options.seconds, seed)?;
+    let corpus = Corpus::read(options.common.data.as_deref(), 10_000, seed)?;
+    let queries = Queries::new(corpus.held_out(), seed, tokens(&embedder))?.take(1_000)?;
+    let loop_rate = rate(&embedder, corpus.base(), options.threads, options.seconds)?;
+    let paced = at_a_rate(&embedder, &queries, options.rate, options.seconds, seed)?;
     let alone = at_lengths(&embedder)?;
     println!("{}\n", machine.line());
-    println!("{} ({})", texts.source, report::ran(&embedder));
+    println!("{} ({})", corpus.source, text::ran(&embedder));
     println!(
         "in a loop, {} thread(s): {:.0} texts/s over {} texts",
         loop_rate.threads, loop_rate.texts_per_s, loop_rate.texts
     );
     println!("a query at {} a second, every other one with a helper", options.rate);
-    println!("  alone   {}", report::percentiles(&paced.alone));
+    println!("  alone   {}", text::percentiles(&paced.alone));
     if let Some(helped) = &paced.helped {
-        println!("  helped  {}", report::percentiles(helped));
+        println!("  helped  {}", text::percentiles(helped));
     }
     println!("the whole graph in a loop, least and p50 of {RUNS} runs");
     let ms = |took: &LeastAndMedian| {
@@ -237,5 +234,5 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         println!("  {tokens} tokens: alone {}{}", ms(&took.alone), helped.unwrap_or_default());
     }
     let raw = serde_json::json!({"machine": machine, "lengths": alone, "loop": loop_rate, "paced": paced});
-    report::write_json(options.common.json.as_deref(), &raw)
+    text::write_json(options.json.as_deref(), &raw)
 }

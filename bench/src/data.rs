@@ -1,66 +1,170 @@
 //! The texts of a measurement: real ones from a file, or generated ones when none is given.
 //!
-//! Invariant: the same file or seed gives the same texts; queries are never among the texts that are imported.
+//! Invariant: the same file or seed gives the same texts; queries are never among the texts that are imported, and no query
+//! is given out twice. What is made up is counted.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use flashbulb::provision::{hex, sha256};
 use flate2::read::GzDecoder;
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
 
 use crate::Failure;
 
-/// Texts to import, and held-out queries.
-pub struct Texts {
-    pub memories: Vec<String>,
-    pub queries: Vec<String>,
-    /// Where they come from, for the report.
-    pub source: String,
-}
-
 /// Tokens that a query may have, those that open and close a text included: what the promise is made for.
 pub const QUERY_TOKENS: std::ops::RangeInclusive<usize> = 5..=32;
+/// Lines that are kept for queries where the memories would take all.
+const HELD_OUT: usize = 20_000;
+/// Tries at making one new query.
+const TRIES: usize = 1_000;
 
-/// `memories` texts and `queries` held-out queries, whose length in tokens `tokens` says.
-///
-/// # Errors
-/// If the file cannot be read or has too few lines.
-pub fn texts(
-    data: Option<&Path>,
+/// Lines to import, and held-out ones.
+pub struct Corpus {
+    lines: Vec<String>,
+    /// Lines that are imported; those behind are held out.
+    base: usize,
+    /// Memories there are to be.
     memories: usize,
-    queries: usize,
-    seed: u64,
-    tokens: impl Fn(&str) -> Option<usize>,
-) -> Result<Texts, Failure> {
-    let (lines, source) = match data {
-        Some(path) => (
-            read_lines(path)?,
-            path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
-        ),
-        None => (generated(memories + queries * 4, seed), "generated sentences".to_owned()),
-    };
-    if lines.len() < memories {
-        return Err(
-            format!("{source} has {} lines, {memories} memories are wanted", lines.len()).into()
-        );
+    /// Where they come from, for the report.
+    pub source: String,
+    /// Of the file, or of the generated lines.
+    pub sha256: String,
+}
+
+impl Corpus {
+    /// Lines for `memories` memories, and others for queries.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is empty.
+    pub fn read(data: Option<&Path>, memories: usize, seed: u64) -> Result<Corpus, Failure> {
+        let (lines, source, sha256) = match data {
+            Some(path) => {
+                let lines = read_lines(path)?;
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                (lines, name, sha256(path)?.0)
+            }
+            None => {
+                let lines = generated(memories + HELD_OUT, seed);
+                let sum = hex(&Sha256::digest(lines.join("\n").as_bytes()));
+                (lines, format!("generated sentences, seed {seed}"), sum)
+            }
+        };
+        if lines.len() < 20 {
+            return Err(format!("{source} has {} lines, that is too few", lines.len()).into());
+        }
+        let kept = HELD_OUT.min(lines.len() / 10);
+        let base = memories.min(lines.len() - kept);
+        Ok(Corpus { lines, base, memories, source, sha256 })
     }
-    let fits = |l: &&String| tokens(l).is_some_and(|tokens| QUERY_TOKENS.contains(&tokens));
-    // Held out: from behind those that are imported.
-    let held_out: Vec<String> =
-        lines[memories..].iter().filter(fits).take(queries).cloned().collect();
-    if held_out.len() < queries {
-        return Err(format!(
-            "only {} held-out lines of {source} can be queries, {queries} are wanted",
-            held_out.len()
-        )
-        .into());
+
+    /// How many memories there are to be.
+    pub fn len(&self) -> usize {
+        self.memories
     }
-    let mut memories_lines = lines;
-    memories_lines.truncate(memories);
-    Ok(Texts { memories: memories_lines, queries: held_out, source })
+
+    /// Memories that are lines of the data.
+    pub fn real(&self) -> usize {
+        self.base
+    }
+
+    /// The lines that are imported as they are.
+    pub fn base(&self) -> &[String] {
+        &self.lines[..self.base]
+    }
+
+    /// The lines that are not.
+    pub fn held_out(&self) -> &[String] {
+        &self.lines[self.base..]
+    }
+
+    /// All lines.
+    pub fn lines(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// The text of a memory: a line, or a line with a number behind it where there are no more.
+    pub fn text(&self, memory: usize) -> String {
+        let line = &self.lines[memory % self.base];
+        match memory / self.base {
+            0 => line.clone(),
+            round => format!("{line} {round}"),
+        }
+    }
+}
+
+/// Gives out queries, none twice: the held-out lines that fit, then halves of two of them joined.
+pub struct Queries<'a, T> {
+    fitting: Vec<&'a str>,
+    given: HashSet<String>,
+    next: usize,
+    rng: ChaCha8Rng,
+    tokens: T,
+    pub real: usize,
+    pub made: usize,
+}
+
+impl<'a, T: Fn(&str) -> Option<usize>> Queries<'a, T> {
+    /// Of held-out lines; `tokens` says how many a text has.
+    ///
+    /// # Errors
+    /// If none of them can be a query.
+    pub fn new(held_out: &'a [String], seed: u64, tokens: T) -> Result<Self, Failure> {
+        let fitting: Vec<&str> =
+            held_out.iter().map(String::as_str).filter(|l| fits(&tokens, l)).collect();
+        if fitting.is_empty() {
+            let n = held_out.len();
+            return Err(format!("none of {n} held-out lines has {QUERY_TOKENS:?} tokens").into());
+        }
+        let rng = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
+        Ok(Queries { fitting, given: HashSet::new(), next: 0, rng, tokens, real: 0, made: 0 })
+    }
+
+    /// The next `count` queries.
+    ///
+    /// # Errors
+    /// If no more new ones can be made.
+    pub fn take(&mut self, count: usize) -> Result<Vec<String>, Failure> {
+        (0..count).map(|_| self.one()).collect()
+    }
+
+    fn one(&mut self) -> Result<String, Failure> {
+        while let Some(line) = self.fitting.get(self.next) {
+            self.next += 1;
+            if self.given.insert((*line).to_owned()) {
+                self.real += 1;
+                return Ok((*line).to_owned());
+            }
+        }
+        for _ in 0..TRIES {
+            let pick = |rng: &mut ChaCha8Rng| self.fitting.choose(rng).copied().unwrap_or_default();
+            let (first, second) = (pick(&mut self.rng), pick(&mut self.rng));
+            let query = halves(first, second);
+            if fits(&self.tokens, &query) && self.given.insert(query.clone()) {
+                self.made += 1;
+                return Ok(query);
+            }
+        }
+        let given = self.given.len();
+        Err(format!("after {given} queries no new one can be made of the held-out lines").into())
+    }
+}
+
+fn fits(tokens: &impl Fn(&str) -> Option<usize>, line: &str) -> bool {
+    tokens(line).is_some_and(|n| QUERY_TOKENS.contains(&n))
+}
+
+/// The first half of one text's words and the second of another's.
+fn halves(first: &str, second: &str) -> String {
+    let first: Vec<&str> = first.split_whitespace().collect();
+    let second: Vec<&str> = second.split_whitespace().collect();
+    let words = first[..first.len().div_ceil(2)].iter().chain(&second[second.len() / 2..]);
+    words.copied().collect::<Vec<_>>().join(" ")
 }
 
 fn read_lines(path: &Path) -> Result<Vec<String>, Failure> {
@@ -160,12 +264,37 @@ mod tests {
     }
 
     #[test]
-    fn queries_are_held_out_and_repeatable() {
-        let a = texts(None, 500, 50, 7, words).unwrap();
-        let b = texts(None, 500, 50, 7, words).unwrap();
-        assert_eq!(a.memories, b.memories);
-        assert_eq!((a.memories.len(), a.queries.len()), (500, 50));
-        assert!(a.queries.iter().all(|q| !a.memories.contains(q)));
+    fn queries_are_held_out_repeatable_and_never_given_twice() {
+        let corpus = Corpus::read(None, 500, 7).unwrap();
+        let again = Corpus::read(None, 500, 7).unwrap();
+        assert_eq!((corpus.len(), corpus.real(), &corpus.sha256), (500, 500, &again.sha256));
+        let few = &corpus.held_out()[..20];
+        let given = |n| Queries::new(few, 1, words).unwrap().take(n);
+        let queries = given(200).unwrap();
+        assert_eq!(queries, given(200).unwrap());
+        let distinct: HashSet<&String> = queries.iter().collect();
+        assert_eq!(distinct.len(), 200);
+        let memories: HashSet<String> = (0..corpus.len()).map(|i| corpus.text(i)).collect();
+        assert!(queries.iter().all(|q| !memories.contains(q)));
+        let mut counted = Queries::new(few, 1, words).unwrap();
+        counted.take(30).unwrap();
+        assert_eq!((counted.real, counted.made), (20, 10));
+        assert!(given(100_000).unwrap_err().to_string().contains("no new one can be made"));
+    }
+
+    #[test]
+    fn more_memories_than_lines_are_lines_with_a_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lines.txt");
+        let lines: Vec<String> = (0..100).map(|i| format!("line {i} of a small file")).collect();
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let corpus = Corpus::read(Some(&path), 200, 1).unwrap();
+        assert_eq!((corpus.real(), corpus.held_out().len()), (90, 10));
+        assert_eq!(corpus.text(89), lines[89]);
+        assert_eq!(corpus.text(91), format!("{} 1", lines[1]));
+        let all: HashSet<String> = (0..200).map(|i| corpus.text(i)).collect();
+        assert_eq!(all.len(), 200);
+        assert!(corpus.held_out().iter().all(|l| !all.contains(l)));
     }
 
     #[test]
@@ -183,7 +312,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("few.txt");
         std::fs::write(&path, "one two three four five\n").unwrap();
-        assert!(texts(Some(&path), 10, 1, 0, words).is_err());
-        assert!(texts(Some(&dir.path().join("absent")), 1, 1, 0, words).is_err());
+        assert!(Corpus::read(Some(&path), 10, 0).is_err());
+        assert!(Corpus::read(Some(&dir.path().join("absent")), 1, 0).is_err());
+        assert!(Queries::new(&["short".to_owned()], 0, words).is_err());
     }
 }

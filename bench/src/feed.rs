@@ -1,7 +1,7 @@
 //! An import that never ends, for what is measured beside it.
 //!
-//! Invariant: while it runs the daemon always has texts to embed, and its log is written to again and again; each text
-//! is new to its space, so none is skipped or reused.
+//! Invariant: while it runs the service always has texts to embed, and its log is written to again and again; each text
+//! is new to its space, so none is skipped or reused. Its end leaves nothing behind.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use flashbulb::client::Client;
-
 use crate::Failure;
+use crate::caller::{Caller, Target};
+use crate::run::Miss;
 use crate::space;
 
-/// The space that is fed; searches go to another.
-const SPACE: &str = "feed";
+/// The space that is fed; searches go to others.
+pub const SPACE: &str = "feed";
 /// Texts of one import.
 const BATCH: usize = 2_000;
 /// With fewer waiting for their vectors, the next import begins.
@@ -25,7 +25,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A feeding thread; ends when dropped.
 pub struct Feed {
-    client: Client,
+    caller: Caller,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<(), String>>>,
 }
@@ -37,20 +37,25 @@ pub struct Mark {
 }
 
 impl Feed {
-    /// Starts to import `texts`, over and over, and waits until the daemon embeds them.
+    /// Starts to import `texts`, over and over, and waits until the service embeds them.
     ///
     /// # Errors
-    /// If the daemon cannot be reached or embeds nothing.
-    pub fn start(socket: &Path, dir: &Path, texts: Vec<String>) -> Result<Feed, Failure> {
+    /// If the service cannot be reached or embeds nothing.
+    pub fn start(target: &Target, dir: &Path, texts: Arc<Vec<String>>) -> Result<Feed, Failure> {
+        if texts.is_empty() {
+            return Err("there are no texts to import beside the load".into());
+        }
+        let mut caller = target.connect()?;
+        space::drop_if_there(&mut caller, SPACE)?;
         let stop = Arc::new(AtomicBool::new(false));
         let feeder = Feeder {
-            client: Client::connect(socket)?,
+            caller: target.connect()?,
             file: dir.join("feed.txt"),
             texts,
             stop: Arc::clone(&stop),
         };
         let thread = std::thread::spawn(move || feeder.run().map_err(|e| e.to_string()));
-        let mut feed = Feed { client: Client::connect(socket)?, stop, thread: Some(thread) };
+        let mut feed = Feed { caller, stop, thread: Some(thread) };
         let begun = Instant::now();
         loop {
             match feed.mark() {
@@ -69,13 +74,13 @@ impl Feed {
     /// Where it is now.
     ///
     /// # Errors
-    /// What the daemon says, or why the feeding ended.
+    /// What the service says, or why the feeding ended.
     pub fn mark(&mut self) -> Result<Mark, Failure> {
         if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
             let ended = self.thread.take().and_then(|thread| thread.join().ok());
             return Err(format!("the import beside the load ended: {ended:?}").into());
         }
-        let stats = space::stats(&mut self.client, SPACE)?;
+        let stats = space::stats(&mut self.caller, SPACE)?;
         let searchable = stats["searchable"].as_u64().unwrap_or(0);
         Ok(Mark { searchable, at: Instant::now() })
     }
@@ -89,22 +94,46 @@ impl Feed {
         let embedded = now.searchable.saturating_sub(mark.searchable);
         Ok(embedded as f64 / now.at.duration_since(mark.at).as_secs_f64())
     }
-}
 
-impl Drop for Feed {
-    fn drop(&mut self) {
+    /// Texts embedded a second during the next `seconds`.
+    ///
+    /// # Errors
+    /// As [`Self::mark`].
+    pub fn rate_for(&mut self, seconds: f64) -> Result<f64, Failure> {
+        let mark = self.mark()?;
+        std::thread::sleep(Duration::from_secs_f64(seconds));
+        self.rate_since(&mark)
+    }
+
+    /// Ends it, removes what it imported and waits until the service has nothing more to embed.
+    ///
+    /// # Errors
+    /// What the service says.
+    pub fn finish(mut self) -> Result<(), Failure> {
+        self.end();
+        space::drop_if_there(&mut self.caller, SPACE)?;
+        space::wait_embedded(&mut self.caller)
+    }
+
+    fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // What it met was told by `mark`, or comes of the daemon's end.
+            // What it met was told by `mark`, or comes of the service's end.
             let _ = thread.join();
         }
     }
 }
 
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 struct Feeder {
-    client: Client,
+    caller: Caller,
     file: PathBuf,
-    texts: Vec<String>,
+    texts: Arc<Vec<String>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -112,7 +141,7 @@ impl Feeder {
     fn run(mut self) -> Result<(), Failure> {
         let mut next = 0;
         while !self.stop.load(Ordering::Relaxed) {
-            if next > 0 && space::stats(&mut self.client, SPACE)?["pending"].as_u64() > Some(LOW) {
+            if next > 0 && space::stats(&mut self.caller, SPACE)?["pending"].as_u64() > Some(LOW) {
                 std::thread::sleep(Duration::from_millis(50));
                 continue;
             }
@@ -125,8 +154,14 @@ impl Feeder {
                 }
             });
             space::write_lines(&self.file, lines)?;
-            space::import(&mut self.client, SPACE, &self.file)?;
-            next += BATCH;
+            match space::import(&mut self.caller, SPACE, &self.file) {
+                Ok(()) => next += BATCH,
+                // Importing the same again adds nothing twice.
+                Err(e) if e.miss == Miss::Refused => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Err(e) => return Err(e.into()),
+            }
         }
         Ok(())
     }

@@ -1,20 +1,27 @@
 //! `flashbulb-bench`: measures the real program from outside, and says with what load, on which machine, by which command.
 //!
 //! Invariant: nothing is measured that did not run; a run whose generator fell behind is marked void; percentiles with
-//! too few samples behind them are not printed. Must not know the daemon's insides: it speaks to the socket, and opens a
-//! store only after its daemon has ended.
+//! too few samples behind them are not printed. Must not know the daemon's insides: it speaks to the socket, or to the
+//! service's frames in its own process, and opens a store only while no daemon has it.
 
+mod analysis;
 mod bare;
+mod caller;
+mod compare;
 mod daemon;
 mod data;
 mod feed;
-mod latency;
+mod fill;
 mod load;
 mod machine;
 mod recall;
 mod report;
+mod run;
 mod service;
+mod setup;
 mod space;
+mod stats;
+mod vectors;
 
 use std::path::PathBuf;
 
@@ -32,10 +39,14 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Search latency at stated rates and at the knee, alone and beside a saturating import, with recall
+    Load(Box<load::Options>),
+    /// An HTML page and a Markdown summary of runs of `load`
+    Report(report::Options),
+    /// Two builds against each other, in turns on copies of the same store
+    Compare(compare::Options),
     /// Import, search, recall, start-up and memory of the daemon, at each size
     Service(service::Options),
-    /// Search latency at stated rates, alone and beside a saturating import
-    Load(latency::Options),
     /// The embedding model alone: one thread in a loop, and at the rate of a user
     Bare(bare::Options),
 }
@@ -49,15 +60,17 @@ pub struct Common {
     /// Seed of arrivals and of generated texts
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Write the raw figures here as JSON
-    #[arg(long)]
-    json: Option<PathBuf>,
 }
 
 fn main() -> std::process::ExitCode {
     let outcome = match Args::parse().command {
+        Command::Load(options) => load::run(&options),
+        Command::Report(options) => report::run(&options),
+        Command::Compare(options) => match compare::run(&options) {
+            Ok(slower) if slower => return std::process::ExitCode::from(2),
+            outcome => outcome.map(drop),
+        },
         Command::Service(options) => service::run(&options),
-        Command::Load(options) => latency::run(&options),
         Command::Bare(options) => bare::run(&options),
     };
     match outcome {

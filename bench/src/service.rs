@@ -3,27 +3,37 @@
 //! Invariant: one run on one machine gives all figures of a row; the daemon is the program that users run.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use flashbulb::embed::Embedder;
-use flashbulb_engine::StoreOptions;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::analysis::{self, Asked, Questions};
 use crate::bare::{self, Bare};
-use crate::daemon::{self, Daemon, Memory};
-use crate::data::{self, Texts};
-use crate::load::{self, Load, Summary};
+use crate::daemon::{self, Daemon};
+use crate::data::{Corpus, Queries};
+use crate::load::mix::{Maker, Mix, Request};
+use crate::load::offer::{Load, offer, requests_for};
+use crate::load::outcome;
 use crate::machine::Machine;
-use crate::recall::{self, Recall};
-use crate::{Common, Failure, report, space};
+use crate::report::text;
+use crate::run::{self, Memory, Recall};
+use crate::{Common, Failure, space};
 
 const SPACE: &str = "bench";
+/// Load that is not counted.
+const WARM_UP_SECONDS: f64 = 2.0;
+const PROMISE: Duration = Duration::from_millis(10);
 
 /// Options of `service`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     #[command(flatten)]
     common: Common,
+    /// Write the raw figures here as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
     /// The program to measure; the one built beside this one if left out
     #[arg(long)]
     program: Option<PathBuf>,
@@ -52,11 +62,11 @@ struct Row {
     import_per_s: f64,
     import_share_of_bare: f64,
     indexed_after_s: f64,
-    load: Summary,
+    load: run::Load,
     memory: Option<Memory>,
     restart_s: f64,
     restart_after_kill_s: f64,
-    recall: Recall,
+    recall: Option<Recall>,
 }
 
 /// Runs `service`.
@@ -68,81 +78,114 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     println!("{}\n", machine.line());
     let program = daemon::program(options.program.as_deref())?;
     let embedder = bare::embedder()?;
-    println!("{}; durability sync\n", report::ran(&embedder));
+    println!("{}; durability sync\n", text::ran(&embedder));
     let mut rows = Vec::new();
     for &size in &options.sizes {
-        let texts = data::texts(
-            options.common.data.as_deref(),
-            size,
-            load::queries_for(options.rate, options.seconds),
-            options.common.seed,
-            bare::tokens(&embedder),
-        )?;
-        let row = measure(options, &program, &embedder, &texts)?;
-        print_row(&row, &texts.source);
+        let corpus = Corpus::read(options.common.data.as_deref(), size, options.common.seed)?;
+        let row = measure(options, &program, &embedder, &corpus)?;
+        print_row(&row, &corpus.source);
         rows.push(row);
     }
     let command: Vec<String> = std::env::args().collect();
     let raw = json!({"machine": machine, "command": command.join(" "), "rows": rows});
-    report::write_json(options.common.json.as_deref(), &raw)
+    text::write_json(options.json.as_deref(), &raw)
 }
 
 fn measure(
     options: &Options,
     program: &Path,
     embedder: &Embedder,
-    texts: &Texts,
+    corpus: &Corpus,
 ) -> Result<Row, Failure> {
     let root = tempfile::tempdir()?;
+    let store = root.path().join("store");
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let bare = bare::rate(embedder, &texts.memories, threads, options.bare_seconds)?;
+    let bare = bare::rate(embedder, corpus.base(), threads, options.bare_seconds)?;
 
-    let daemon = Daemon::start(program, root.path(), ("admin.status", &json!({})))?;
-    let mut client = daemon.client()?;
-    let filled = space::fill(&mut client, SPACE, root.path(), &texts.memories)?;
+    let daemon = Daemon::start(program, &store, ("admin.status", &json!({})))?;
+    let mut caller = daemon.caller()?;
+    let texts = (0..corpus.len()).map(|i| corpus.text(i));
+    let filled = space::fill(&mut caller, SPACE, root.path(), texts)?;
 
-    let load = Load {
-        socket: &daemon.socket,
-        space: SPACE,
-        queries: &texts.queries,
-        rate: options.rate,
-        seconds: options.seconds,
-        seed: options.common.seed,
-    };
-    let outcome = load::offer_warm(&load)?;
+    let tokens = bare::tokens(embedder);
+    let mut queries = Queries::new(corpus.held_out(), options.common.seed, tokens)?;
+    let first_query = queries.take(1)?.swap_remove(0);
+    let (load, asked) = search(options, &daemon, root.path(), corpus, &mut queries)?;
     let memory = daemon.memory();
-    drop(client);
+    drop(caller);
     daemon.stop()?;
 
-    let first = json!({"space": SPACE, "query": texts.queries[0], "mode": "dense"});
-    let again = Daemon::start(program, root.path(), ("memory.search", &first))?;
+    let first = json!({"space": SPACE, "query": first_query, "mode": "dense"});
+    let again = Daemon::start(program, &store, ("memory.search", &first))?;
     let restart_s = again.started_in.as_secs_f64();
     again.kill()?;
-    let after_kill = Daemon::start(program, root.path(), ("memory.search", &first))?;
+    let after_kill = Daemon::start(program, &store, ("memory.search", &first))?;
     let restart_after_kill_s = after_kill.started_in.as_secs_f64();
     after_kill.stop()?;
 
-    let mut session = embedder.session()?;
-    let mut vectors = Vec::new();
-    for query in texts.queries.iter().take(options.recall_queries) {
-        for window in embedder.query_windows(query)?.iter().take(1) {
-            vectors.push(session.embed(window)?);
-        }
-    }
-    let store = StoreOptions::new(embedder.dim(), embedder.fingerprint());
-    let recall = recall::measure(&root.path().join("store"), SPACE, store, &vectors, 10)?;
+    let questions = Questions {
+        asked: &asked,
+        k: 10,
+        efs: &[],
+        rates: &[],
+        seconds: 0.0,
+        seed: options.common.seed,
+        of: "answers over the socket, under load".to_owned(),
+    };
+    let analysis = analysis::analyse(&store, embedder, &questions)?;
     Ok(Row {
-        memories: texts.memories.len(),
+        memories: corpus.len(),
         import_share_of_bare: filled.per_s / bare.texts_per_s,
         bare,
         import_per_s: filled.per_s,
         indexed_after_s: filled.indexed_after_s,
-        load: outcome.summary(options.rate),
+        load,
         memory,
         restart_s,
         restart_after_kill_s,
-        recall,
+        recall: analysis.recall,
     })
+}
+
+/// Searches at the rate; the answers to be compared with brute force.
+fn search<T: Fn(&str) -> Option<usize>>(
+    options: &Options,
+    daemon: &Daemon,
+    dir: &Path,
+    corpus: &Corpus,
+    queries: &mut Queries<'_, T>,
+) -> Result<(run::Load, Vec<Asked>), Failure> {
+    let mix: Mix = "search=1".parse()?;
+    let spaces = [SPACE.to_owned()];
+    let seed = options.common.seed;
+    let mut maker = Maker::new(&mix, &spaces, corpus.base(), dir, seed);
+    let mut make = |seconds: f64| -> Result<Vec<Request>, Failure> {
+        let count = requests_for(options.rate, seconds);
+        maker.make(count, || queries.take(1)?.pop().ok_or_else(|| "no query".into()))
+    };
+    let (warm_up, requests) = (make(WARM_UP_SECONDS)?, make(options.seconds)?);
+    let target = daemon.target();
+    let load = |requests, seconds| {
+        offer(&Load {
+            target: &target,
+            pid: Some(daemon.pid()),
+            requests,
+            rate: options.rate,
+            seconds,
+            most: usize::MAX,
+            seed,
+            connections: 8,
+            timeout: Duration::from_secs(5),
+        })
+    };
+    load(&warm_up, WARM_UP_SECONDS)?;
+    let outcome = load(&requests, options.seconds)?;
+    let asked = outcome.hits.iter().take(options.recall_queries).filter_map(|(i, hits)| {
+        let query = requests[*i].params["query"].as_str()?.to_owned();
+        Some(Asked { space: SPACE.to_owned(), query, hits: hits.clone() })
+    });
+    let asked = asked.collect();
+    Ok((outcome::load(&outcome, options.rate, PROMISE)?, asked))
 }
 
 fn print_row(row: &Row, source: &str) {
@@ -155,7 +198,7 @@ fn print_row(row: &Row, source: &str) {
         row.bare.threads,
         row.indexed_after_s
     );
-    println!("{}", report::summary(&row.load));
+    print!("{}", text::load(&row.load));
     if let Some(m) = row.memory {
         println!(
             "  memory {:.0} MiB resident, {:.0} MiB of it not backed by files",
@@ -166,8 +209,11 @@ fn print_row(row: &Row, source: &str) {
         "  start to first answer {:.2} s, after kill -9 {:.2} s",
         row.restart_s, row.restart_after_kill_s
     );
-    println!(
-        "  recall@{} {:.4} over {} queries and {} vectors, {}\n",
-        row.recall.k, row.recall.recall, row.recall.queries, row.recall.vectors, row.recall.path
-    );
+    if let Some(r) = &row.recall {
+        println!(
+            "  recall@{} {:.4} of {} {} against {} vectors",
+            r.k, r.recall, r.queries, r.of, r.vectors
+        );
+    }
+    println!();
 }

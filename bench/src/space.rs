@@ -1,4 +1,4 @@
-//! A space filled from texts, through the socket, as a user would.
+//! A space filled from texts through the service, as a user would, and its figures.
 //!
 //! Invariant: when [`fill`] returns, every text can be found and the index has stopped growing.
 
@@ -6,16 +6,18 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use flashbulb::client::Client;
+use flashbulb_engine::index::GRAPH_FROM;
 use serde_json::{Value, json};
 
 use crate::Failure;
+use crate::caller::{Caller, Failed};
 use crate::daemon::ANSWER_LIMIT;
 
 /// How long filling took.
 pub struct Filled {
     /// Texts a second, from the import's start until the last could be found.
     pub per_s: f64,
+    pub seconds: f64,
     /// From the import's start until the index stood still.
     pub indexed_after_s: f64,
 }
@@ -36,10 +38,9 @@ pub fn write_lines(path: &Path, lines: impl Iterator<Item = String>) -> Result<(
 ///
 /// # Errors
 /// What the daemon says.
-pub fn import(client: &mut Client, space: &str, file: &Path) -> Result<(), Failure> {
+pub fn import(caller: &mut Caller, space: &str, file: &Path) -> Result<(), Failed> {
     let params = json!({"space": space, "format": "text", "path": file});
-    client.call::<Value>("memory.import", &params, ANSWER_LIMIT * 6)?;
-    Ok(())
+    caller.call_raw("memory.import", &params, ANSWER_LIMIT * 6).map(drop)
 }
 
 /// Imports `texts`, through a file in `dir`, and waits for the vectors and the index.
@@ -47,38 +48,74 @@ pub fn import(client: &mut Client, space: &str, file: &Path) -> Result<(), Failu
 /// # Errors
 /// What the daemon and the file system say.
 pub fn fill(
-    client: &mut Client,
+    caller: &mut Caller,
     space: &str,
     dir: &Path,
-    texts: &[String],
+    texts: impl ExactSizeIterator<Item = String>,
 ) -> Result<Filled, Failure> {
     let file = dir.join("turns.txt");
-    write_lines(&file, texts.iter().cloned())?;
+    let count = texts.len();
+    write_lines(&file, texts)?;
     let begun = Instant::now();
-    import(client, space, &file)?;
-    while stats(client, space)?["pending"] != 0 {
+    import(caller, space, &file)?;
+    while stats(caller, space)?["pending"] != 0 {
         std::thread::sleep(Duration::from_millis(100));
     }
-    let per_s = texts.len() as f64 / begun.elapsed().as_secs_f64();
-    wait_indexed(client, space)?;
-    Ok(Filled { per_s, indexed_after_s: begun.elapsed().as_secs_f64() })
+    let seconds = begun.elapsed().as_secs_f64();
+    let per_s = count as f64 / seconds;
+    wait_indexed(caller, space)?;
+    std::fs::remove_file(&file)?;
+    Ok(Filled { per_s, seconds, indexed_after_s: begun.elapsed().as_secs_f64() })
 }
 
 /// The figures of a space.
 ///
 /// # Errors
 /// What the daemon says.
-pub fn stats(client: &mut Client, space: &str) -> Result<Value, Failure> {
-    Ok(client.call::<Value>("space.stats", json!({"space": space}), ANSWER_LIMIT)?)
+pub fn stats(caller: &mut Caller, space: &str) -> Result<Value, Failed> {
+    caller.call("space.stats", &json!({"space": space}), ANSWER_LIMIT)
+}
+
+/// Removes a space if there is one.
+///
+/// # Errors
+/// What the daemon says besides that there is none.
+pub fn drop_if_there(caller: &mut Caller, space: &str) -> Result<(), Failure> {
+    let listed = caller.call("space.list", &json!({}), ANSWER_LIMIT)?;
+    let spaces = listed["spaces"].as_array().into_iter().flatten();
+    if spaces.into_iter().any(|s| s["space"] == space) {
+        caller.call("space.drop", &json!({"space": space}), ANSWER_LIMIT)?;
+    }
+    Ok(())
+}
+
+/// Waits until nothing in the store waits for its vectors.
+///
+/// # Errors
+/// What the daemon says, or that it makes no end of it.
+pub fn wait_embedded(caller: &mut Caller) -> Result<(), Failure> {
+    let begun = Instant::now();
+    loop {
+        let status = caller.call("admin.status", &json!({}), ANSWER_LIMIT)?;
+        match status["store"]["pending"].as_u64() {
+            Some(0) => return Ok(()),
+            None => return Err("admin.status has no store.pending".into()),
+            Some(left) if begun.elapsed() > ANSWER_LIMIT => {
+                return Err(format!("{left} memories still wait for their vectors").into());
+            }
+            Some(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
 }
 
 /// Waits until the graph stops growing: small spaces have none.
-fn wait_indexed(client: &mut Client, space: &str) -> Result<(), Failure> {
+fn wait_indexed(caller: &mut Caller, space: &str) -> Result<(), Failure> {
     let mut last = (u64::MAX, Instant::now());
     loop {
-        let stats = stats(client, space)?;
+        let stats = stats(caller, space)?;
         let graph = stats["graph_vectors"].as_u64().unwrap_or(0);
-        if graph > 0 && stats["vectors"].as_u64() == Some(graph) {
+        let vectors = stats["vectors"].as_u64().ok_or("space.stats has no vectors")?;
+        if graph >= vectors || vectors < u64::from(GRAPH_FROM) {
             return Ok(());
         }
         if graph != last.0 {
