@@ -210,7 +210,9 @@ impl Host {
         let threads =
             query_threads.map_or_else(Threads::default, |n| Threads::with_query_threads(n.into()));
         let place = Place { store_dir: store_dir.to_owned(), socket: PathBuf::new() };
-        let service = Service::start(store, embedder.clone(), &threads, Limits::default(), place)?;
+        let slow = Duration::from_millis(flashbulb::daemon::SLOW_MS);
+        let limits = Limits::default();
+        let service = Service::start(store, embedder.clone(), &threads, limits, place, slow)?;
         Ok(Host::InProcess { service, scratch: tempfile::tempdir()? })
     }
 
