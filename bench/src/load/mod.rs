@@ -187,8 +187,10 @@ impl Options {
     }
 
     fn arguments(&self) -> Vec<String> {
-        let threads = self.query_threads.map(|n| format!("--query-threads={n}"));
-        threads.into_iter().chain(self.serve_args.iter().cloned()).collect()
+        let mut arguments = self.common.arguments();
+        arguments.extend(self.query_threads.map(|n| format!("--query-threads={n}")));
+        arguments.extend(self.serve_args.iter().cloned());
+        arguments
     }
 }
 
@@ -213,7 +215,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let filler = daemon::program(options.program.as_deref()).or_else(|e| {
         if options.store.vectors_cache.is_some() { Ok(PathBuf::new()) } else { Err(e) }
     })?;
-    let setup = Setup::prepare(&options.common, &options.store, &filler)?;
+    let setup = Setup::prepare(&options.common, &options.store, &filler, &options.arguments())?;
     println!("{}; {}", text::ran(&setup.embedder), setup.corpus.source);
 
     let measured = measure(options, &setup, &program)?;
