@@ -56,21 +56,29 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Reads the texts, opens the model, and fills the store or finds it.
+    /// Reads the texts, opens the model, and fills the store or finds it; `arguments` are those of `serve`.
     ///
     /// # Errors
     /// What the data, the model, the daemon or the store say.
-    pub fn prepare(common: &Common, args: &StoreArgs, program: &Path) -> Result<Setup, Failure> {
+    pub fn prepare(
+        common: &Common,
+        args: &StoreArgs,
+        program: &Path,
+        arguments: &[String],
+    ) -> Result<Setup, Failure> {
         if args.memories == 0 {
             return Err("--memories must be at least 1".into());
         }
-        let embedder = bare::embedder()?;
+        let embedder = bare::embedder(common.precision)?;
         let all = args.memories * usize::from(args.spaces);
         let corpus = Corpus::read(common.data.as_deref(), all, common.seed)?;
         let place = Place::new(args.store.as_deref())?;
         let wanted = args.wanted(&corpus, &embedder, common.seed);
         let cache = args.vectors_cache.as_deref();
-        let fill = fill::ensure(&place, &wanted, &corpus, program, &embedder, cache)?;
+        let fill = match cache {
+            Some(cache) => fill::with_vectors(&place, &wanted, &corpus, &embedder, cache)?,
+            None => fill::through_daemon(&place, &wanted, &corpus, program, arguments)?,
+        };
         Ok(Setup { embedder, corpus, place, fill, wanted })
     }
 

@@ -132,6 +132,10 @@ pub fn draw(chart: &Chart<'_>) -> Result<Option<String>, Failure> {
     let Some(ys) = range(points().map(|p| p.1).chain(chart.level)) else { return Ok(None) };
     let Some(xs) = range(points().map(|p| p.0)) else { return Ok(None) };
     let xs = if xs.1 > xs.0 { xs } else { (xs.0 - 0.5, xs.1 + 0.5) };
+    // Room for the words beside dots.
+    let dotted = chart.series.iter().any(|s| s.dots.is_some());
+    let room = if dotted { xs.1 - xs.0 } else { 0.0 };
+    let xs = (xs.0 - room * 0.04, xs.1 + room * 0.12);
     // Room for the legend above.
     let low = (ys.0 / 1.3).max(1e-4);
     let high = ys.1 * (ys.1 / low).powf(0.11 * (chart.series.len().min(8) as f64)).max(1.5);

@@ -431,6 +431,21 @@ pub fn facts(run: &Run) -> Table {
     table
 }
 
+/// What the service says of its embedder, without what is a table of its own.
+fn ran(embedder: &Value) -> String {
+    let words = embedder.as_object().into_iter().flatten().filter_map(|(name, v)| match v {
+        Value::String(text) => Some(format!("{name} {text}")),
+        Value::Number(n) => Some(format!("{name} {n}")),
+        Value::Object(parts) if name == "device" => {
+            let part = |(name, v): (&String, &Value)| Some(format!("{name} {}", v.as_str()?));
+            let parts: Vec<String> = parts.iter().filter_map(part).collect();
+            Some(format!("device {}", parts.join(" ")))
+        }
+        _ => None,
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
 fn or_unknown(text: Option<&String>) -> String {
     text.cloned().unwrap_or_else(|| "unknown".to_owned())
 }
@@ -462,6 +477,7 @@ fn facts_of_program(run: &Run) -> Vec<(&'static str, String)> {
         ("hits asked for", s.k.to_string()),
         ("promise, timeout", format!("{} ms, {} ms", s.promise_ms, s.timeout_ms)),
         ("deadline_ms of a search", s.deadline_ms.map_or("none".to_owned(), |d| d.to_string())),
+        ("the service's embedder", ran(&run.ran)),
         ("model", format!("{} {}, {} on {}", m.name, m.precision, m.runtime, m.provider)),
         ("model SHA-256", or_unknown(m.sha256.as_ref())),
         ("model fingerprint", m.fingerprint.clone()),
