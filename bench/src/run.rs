@@ -102,6 +102,9 @@ pub struct Scenario {
     pub connections: usize,
     /// Shares of the methods.
     pub mix: BTreeMap<String, f64>,
+    /// `wait` of each add; none where the mix has none.
+    #[serde(default)]
+    pub add_wait: Option<String>,
     pub k: usize,
     /// Tokens of a query, least and most.
     pub query_tokens: (usize, usize),

@@ -23,7 +23,7 @@ const IMPORT_LINES: usize = 50;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Method {
     Search,
-    /// One memory, answered when it is durable.
+    /// One memory, answered when it is durable or when it can be found.
     Add,
     /// A file of 50 texts, answered when they are durable.
     Import,
@@ -62,6 +62,11 @@ impl Mix {
     /// By short name, for the report.
     pub fn shares(&self) -> BTreeMap<String, f64> {
         self.0.iter().map(|(m, share)| (m.short().to_owned(), *share)).collect()
+    }
+
+    /// Whether a method is part of it.
+    pub fn has(&self, method: Method) -> bool {
+        self.0.get(&method).is_some_and(|share| *share > 0.0)
     }
 
     fn draw(&self, rng: &mut ChaCha8Rng) -> Method {
@@ -104,12 +109,32 @@ impl FromStr for Mix {
     }
 }
 
+/// When an add of a mix is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum AddWait {
+    /// When it is on the disk.
+    Durable,
+    /// When it can be found.
+    Searchable,
+}
+
+impl AddWait {
+    /// On the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            AddWait::Durable => "durable",
+            AddWait::Searchable => "searchable",
+        }
+    }
+}
+
 /// Makes the requests of loads.
 pub struct Maker<'a> {
     pub mix: &'a Mix,
     pub spaces: &'a [String],
     pub k: usize,
     pub deadline_ms: Option<u64>,
+    pub add_wait: AddWait,
     /// Texts to add, over and over.
     pub texts: &'a [String],
     /// Where files to import are written.
@@ -131,7 +156,8 @@ impl<'a> Maker<'a> {
     ) -> Maker<'a> {
         let rng = ChaCha8Rng::seed_from_u64(seed ^ 0x00c0_ffee);
         let dir = dir.to_owned();
-        Maker { mix, spaces, k: 10, deadline_ms: None, texts, dir, added: 0, files: 0, rng }
+        let (k, deadline_ms, add_wait) = (10, None, AddWait::Durable);
+        Maker { mix, spaces, k, deadline_ms, add_wait, texts, dir, added: 0, files: 0, rng }
     }
 
     /// `count` requests; `query` gives the next query.
@@ -148,7 +174,10 @@ impl<'a> Maker<'a> {
             let method = self.mix.draw(&mut self.rng);
             let params = match method {
                 Method::Search => self.search(&query()?),
-                Method::Add => json!({"space": ADDS, "items": [{"text": self.text()}]}),
+                Method::Add => {
+                    let items = json!([{"text": self.text()}]);
+                    json!({"space": ADDS, "items": items, "wait": self.add_wait.name()})
+                }
                 Method::Import => self.import()?,
             };
             out.push(Request { method, params });

@@ -25,8 +25,8 @@ use crate::report::{self, text};
 use crate::run::{AgainstBare, Beside, Boundary, Purpose, Row, Run, SCHEMA, Scenario, Temperature};
 use crate::setup::{self, Setup, StoreArgs};
 use crate::{Common, Failure, bare, fill, space};
-use mix::{Maker, Mix};
-use rows::Bench;
+use mix::{AddWait, Maker, Method, Mix};
+use rows::{Bench, Sweep};
 use sweep::Plan;
 
 /// Options of `load`.
@@ -63,9 +63,12 @@ pub struct Options {
     /// Connections that share the load
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     connections: u16,
-    /// Shares of the methods: search, add (one durable memory), import (50 lines)
+    /// Shares of the methods: search, add (one memory), import (50 lines)
     #[arg(long, default_value = "search=1")]
     mix: Mix,
+    /// When an add of the mix is answered
+    #[arg(long, value_enum, default_value = "durable")]
+    add_wait: AddWait,
     /// Warm rows, and a row of the first requests of a new daemon after the page cache was dropped
     #[arg(long, value_delimiter = ',', default_values = ["warm"])]
     temperature: Vec<Temperature>,
@@ -121,6 +124,9 @@ struct SweepArgs {
     /// Share of the searches that must be in time
     #[arg(long, default_value_t = 0.99)]
     sweep_share: f64,
+    /// Then a row of --seconds at this share of the knee, such as 0.7
+    #[arg(long, requires = "sweep")]
+    sweep_then: Option<f64>,
 }
 
 impl Options {
@@ -157,6 +163,9 @@ impl Options {
         positive("--promise-ms", self.promise_ms)?;
         positive("--sweep-start", self.sweep.sweep_start)?;
         positive("--sweep-seconds", self.sweep.sweep_seconds)?;
+        if let Some(share) = self.sweep.sweep_then {
+            positive("--sweep-then", share)?;
+        }
         if self.sweep.sweep_factor <= 1.0 {
             return Err("--sweep-factor must be above 1".into());
         }
@@ -178,6 +187,7 @@ impl Options {
             boundary: self.boundary,
             connections: self.connections.into(),
             mix: self.mix.shares(),
+            add_wait: self.mix.has(Method::Add).then(|| self.add_wait.name().to_owned()),
             k: self.k.into(),
             query_tokens: (*QUERY_TOKENS.start(), *QUERY_TOKENS.end()),
             promise_ms: self.promise_ms,
@@ -287,6 +297,7 @@ fn measure(
     let mut maker = Maker::new(&options.mix, &spaces, &base, scratch.path(), options.common.seed);
     maker.k = options.k.into();
     maker.deadline_ms = options.deadline_ms;
+    maker.add_wait = options.add_wait;
     let tokens = bare::tokens(&setup.embedder);
     let queries = Queries::new(setup.corpus.held_out(), options.common.seed, tokens)?;
     let target = host.target();
@@ -299,9 +310,7 @@ fn measure(
         rows: Vec::new(),
         knees: Vec::new(),
         asked: Vec::new(),
-        quota: options
-            .recall_queries
-            .div_ceil((options.rates().len() * options.beside.len()).max(1)),
+        quota: options.recall_queries,
         of_sweeps: options.rates().is_empty(),
         out: options.out.as_deref(),
         seconds: options.seconds,
@@ -357,7 +366,11 @@ fn warm<T: Fn(&str) -> Option<usize>>(
     base: &Arc<Vec<String>>,
     scratch: &std::path::Path,
 ) -> Result<(), Failure> {
-    let sweep = options.sweep.sweep.then(|| (options.plan(), options.sweep.sweep_seconds));
+    let sweep = options.sweep.sweep.then(|| Sweep {
+        plan: options.plan(),
+        seconds: options.sweep.sweep_seconds,
+        then: options.sweep.sweep_then,
+    });
     for beside in &options.beside {
         match beside {
             Beside::Nothing => bench.rows_beside(*beside, options.rates(), sweep.as_ref(), None)?,
