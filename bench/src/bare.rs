@@ -49,7 +49,7 @@ pub struct Bare {
 /// What provisioning or the runtime say.
 pub fn embedder() -> Result<Embedder, Failure> {
     let provisioned = provision::ensure(&Wanted::default(), &Drawn::default())?;
-    let options = EmbedOptions { precision: Precision::Auto };
+    let options = EmbedOptions { precision: Precision::Auto, ..EmbedOptions::default() };
     Ok(Embedder::open(&provisioned, &options, &Drawn::default())?)
 }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::map::Map;
+use crate::pace::Pace;
 
 /// An open file that is written at offsets.
 pub(crate) trait DiskFile: Send + Sync + std::fmt::Debug {
@@ -127,12 +128,15 @@ pub(crate) fn write_durably(
     dir: &Path,
     name: &str,
     bytes: &[u8],
+    pace: &Pace<'_>,
 ) -> io::Result<PathBuf> {
     let tmp = dir.join(format!("{name}.tmp"));
     let path = dir.join(name);
     let _ = disk.remove(&tmp);
     let file = disk.create(&tmp)?;
-    file.write_all_at(bytes, 0)?;
+    for (at, part) in pace.parts(bytes) {
+        file.write_all_at(part, at)?;
+    }
     file.sync()?;
     disk.rename(&tmp, &path)?;
     disk.sync_dir(dir)?;

@@ -35,6 +35,7 @@ pub mod index;
 mod manifest;
 mod map;
 mod op;
+mod pace;
 mod parts;
 mod record;
 mod segment;
@@ -49,7 +50,9 @@ mod wal;
 pub use error::Error;
 pub use filter::{FILTER_DEPTH_MAX, FILTER_NODES_MAX, Filter, FilterError};
 pub use index::SearchPath;
+pub use pace::Pace;
 pub use store::{
-    CompactReport, RecoveryReport, SnapshotReport, SpaceStats, Store, StoreStatus, VerifyReport,
+    CompactReport, Job, RecoveryReport, SnapshotReport, SpaceStats, Store, StoreStatus,
+    VerifyReport,
 };
 pub use types::*;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::Reader;
 use crate::disk::{Disk, write_durably};
 use crate::error::Error;
+use crate::pace::Pace;
 
 const MAGIC: [u8; 8] = *b"\x89FBMAN\r\n";
 const VERSION: u16 = 1;
@@ -94,7 +95,9 @@ impl Manifest {
         let crc = crc32c::crc32c_append(crc32c::crc32c(&out), &json);
         out.extend_from_slice(&crc.to_le_bytes());
         out.extend_from_slice(&json);
-        write_durably(disk, dir, &name, &out).map(drop).map_err(Error::io("write", dir.join(name)))
+        write_durably(disk, dir, &name, &out, &Pace::unpaced())
+            .map(drop)
+            .map_err(Error::io("write", dir.join(name)))
     }
 
     /// Reads the newest manifest of `generations` (ascending).

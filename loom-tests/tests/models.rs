@@ -5,6 +5,9 @@
 #![cfg(loom)]
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
+use common::{Note, holds, holds_within_bounds, is_caught, sleeps_forever};
 use flashbulb_engine::sync::shim::{Arc, AtomicU32, Condvar, Mutex, Ordering};
 use flashbulb_engine::sync::{
     AppendVec, Crew, EntryPoint, Lent, Links, Publication, RelaxedLoadMutant, RelaxedStoreMutant,
@@ -12,42 +15,6 @@ use flashbulb_engine::sync::{
 };
 use loom::cell::UnsafeCell;
 use loom::thread;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-/// Runs a model that must hold under every interleaving.
-fn holds(model: impl Fn() + Sync + Send + 'static) {
-    loom::model(model);
-}
-
-/// Runs a model with a mutant in it, which loom must catch.
-fn is_caught(model: impl Fn() + Sync + Send + 'static) {
-    let run = catch_unwind(AssertUnwindSafe(|| loom::model(model)));
-    assert!(run.is_err(), "loom found nothing wrong with a mutant: the model tests too little");
-}
-
-/// As [`holds`], for models too large to be run whole: all interleavings in which threads are interrupted at most three
-/// times, and any number of times where they wait.
-fn holds_within_bounds(model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(model);
-}
-
-/// Runs a model with a mutant in it that makes a thread sleep for ever, in a process of its own: loom's finding comes
-/// out of destructors too, which ends the process. `test` is the name of the test that calls this.
-fn sleeps_forever(test: &str, model: impl Fn() + Sync + Send + 'static) {
-    const CHILD: &str = "FLASHBULB_MUTANT";
-    if std::env::var_os(CHILD).is_some_and(|name| name == test) {
-        return loom::model(model);
-    }
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(CHILD, test)
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&child.stderr);
-    assert!(!child.status.success() && told.contains("deadlock"), "loom found no sleeper: {told}");
-}
 
 /// Two pushes beside a reader: whatever the length says is there can be read, and is whole.
 fn append_vec<P: Publication>() {
@@ -132,13 +99,6 @@ fn row_store_without_release_is_caught() {
 fn row_store_without_acquire_is_caught() {
     is_caught(row_store::<RelaxedLoadMutant>);
 }
-
-/// What a killer wrote before the kill, which loom watches for races.
-struct Note(UnsafeCell<u32>);
-// SAFETY: the models order all access to it, and loom fails them if they do not.
-unsafe impl Sync for Note {}
-// SAFETY: a number can be sent.
-unsafe impl Send for Note {}
 
 /// A reader that sees the tombstone sees what was written before it.
 fn tombstone<P: Publication>() {

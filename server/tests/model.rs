@@ -6,6 +6,7 @@
 
 mod model {
     pub mod accuracy;
+    pub mod batch;
     pub mod provisioning;
     pub mod support;
     pub mod tiny;

@@ -24,7 +24,7 @@ use parking_lot::{Mutex, RwLock};
 
 pub use admin::{SnapshotReport, SpaceStats, StoreStatus, VerifyReport};
 pub use recover::RecoveryReport;
-pub use upkeep::CompactReport;
+pub use upkeep::{CompactReport, Job};
 
 use crate::disk::{Disk, RealDisk};
 use crate::error::Error;

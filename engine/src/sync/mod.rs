@@ -10,20 +10,26 @@
 
 mod append_vec;
 mod bell;
+mod call;
 mod chunks;
 mod crew;
 mod links;
+mod mailbox;
 mod publication;
+mod ring;
 mod row_store;
 pub mod shim;
 mod tombstones;
 
 pub use append_vec::{AppendReader, AppendVec};
+pub use call::Call;
 pub use chunks::MAX_ITEMS;
 pub use crew::{Crew, HELPERS, Lent, MAX_PARTS};
 pub use links::{EntryPoint, Links};
+pub use mailbox::Mailbox;
 pub use publication::{Publication, ReleaseAcquire};
 #[cfg(loom)]
 pub use publication::{RelaxedLoadMutant, RelaxedStoreMutant, SilentMutant};
+pub use ring::{Consumer, Producer, PushError, ring};
 pub use row_store::{RowReader, RowStore, Runs};
 pub use tombstones::Tombstones;

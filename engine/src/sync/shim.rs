@@ -14,6 +14,32 @@ mod real {
     pub use std::hint::spin_loop;
     pub use std::sync::Arc;
     pub use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+    /// Sleeping and waking.
+    pub mod thread {
+        pub use std::thread::{Thread, current, park_timeout};
+    }
+
+    /// std's cell with loom's shape.
+    #[derive(Debug)]
+    pub struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+    impl<T> UnsafeCell<T> {
+        /// A cell.
+        pub fn new(value: T) -> UnsafeCell<T> {
+            UnsafeCell(std::cell::UnsafeCell::new(value))
+        }
+
+        /// Gives a pointer to read through.
+        pub fn with<R>(&self, read: impl FnOnce(*const T) -> R) -> R {
+            read(self.0.get())
+        }
+
+        /// Gives a pointer to write through.
+        pub fn with_mut<R>(&self, write: impl FnOnce(*mut T) -> R) -> R {
+            write(self.0.get())
+        }
+    }
 }
 
 #[cfg(loom)]
@@ -22,6 +48,17 @@ mod modelled {
     pub use loom::hint::spin_loop;
     pub use loom::sync::Arc;
     pub use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+    /// Sleeping and waking; loom knows no time, so a wait ends by a wake-up only.
+    pub mod thread {
+        pub use loom::thread::{Thread, current};
+
+        /// Sleeps until woken.
+        pub fn park_timeout(_most: std::time::Duration) {
+            loom::thread::park();
+        }
+    }
+
     use std::ops::{Deref, DerefMut};
 
     const UNPOISONED: &str = "a panic inside a model ends the model";

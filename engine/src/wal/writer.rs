@@ -19,6 +19,7 @@ use super::format::{
 use super::reader::Batch;
 use crate::disk::{Disk, DiskFile};
 use crate::error::Error;
+use crate::pace::Pace;
 use crate::types::Lsn;
 
 /// Bytes written by one call at most, unless one batch is larger.
@@ -249,9 +250,9 @@ impl Wal {
     ///
     /// # Errors
     /// [`Error::DiskFull`] or [`Error::Io`]; the log itself is not harmed by it.
-    pub(crate) fn prepare_spare(&self) -> Result<(), Error> {
+    pub(crate) fn prepare_spare(&self, pace: &Pace<'_>) -> Result<bool, Error> {
         if !self.shared.state.lock().spare_wanted {
-            return Ok(());
+            return Ok(false);
         }
         let mut slot = self.shared.spare.lock();
         if slot.is_none() {
@@ -259,11 +260,11 @@ impl Wal {
             let number = self.shared.state.lock().spare_made();
             let path = self.shared.dir.join(format!("wal-spare-{number}.tmp"));
             let _ = self.shared.disk.remove(&path);
-            let file = preallocated(&*self.shared.disk, &path, self.shared.file_bytes)?;
+            let file = preallocated(&*self.shared.disk, &path, self.shared.file_bytes, pace)?;
             *slot = Some(Spare { file, path });
         }
         self.shared.state.lock().spare_wanted = false;
-        Ok(())
+        Ok(true)
     }
 
     /// Writes what is queued, a mark, and ends the thread. Later submissions are refused.
@@ -381,7 +382,7 @@ impl Shared {
                 let tmp = self.dir.join(format!("{}.tmp", file_name(number)));
                 let _ = self.disk.remove(&tmp);
                 let capacity = needed.next_multiple_of(4096).max(self.file_bytes);
-                (preallocated(&*self.disk, &tmp, capacity)?, tmp, capacity)
+                (preallocated(&*self.disk, &tmp, capacity, &Pace::unpaced())?, tmp, capacity)
             }
         };
         let salt = new_salt(&*self.disk);
@@ -436,13 +437,19 @@ fn put_batch(
 }
 
 /// A new file of `len` written and synced zeros, so that later writes need no allocation.
-fn preallocated(disk: &dyn Disk, path: &Path, len: usize) -> Result<Box<dyn DiskFile>, Error> {
+fn preallocated(
+    disk: &dyn Disk,
+    path: &Path,
+    len: usize,
+    pace: &Pace<'_>,
+) -> Result<Box<dyn DiskFile>, Error> {
     let file = disk.create(path).map_err(Error::io("create", path))?;
     let mut at = 0;
     while at < len {
         let part = ZEROS.len().min(len - at);
         file.write_all_at(&ZEROS[..part], at as u64).map_err(Error::io("preallocate", path))?;
         at += part;
+        pace.worked(part);
     }
     file.sync().map_err(Error::io("sync", path))?;
     Ok(file)
@@ -489,7 +496,7 @@ pub(crate) fn rewrite_tail(
     let capacity = (FILE_HEADER_BYTES + size + gaps * record_bytes(0)).next_multiple_of(4096);
     let tmp = dir.join(format!("{}.tmp", file_name(number)));
     let _ = disk.remove(&tmp);
-    let file = preallocated(disk, &tmp, capacity)?;
+    let file = preallocated(disk, &tmp, capacity, &Pace::unpaced())?;
     let salt = new_salt(disk);
     let offset = FILE_HEADER_BYTES as u64;
     let mut active = Active { file, salt, offset, capacity: capacity as u64 };

@@ -1,6 +1,6 @@
-//! `status`, `verify`, `compact`, `snapshot`, `shutdown` and `space`.
+//! `status`, `metrics`, `verify`, `compact`, `snapshot`, `shutdown` and `space`.
 //!
-//! Keeps: the first five speak to a daemon that runs and never start one. Reports are shown as the daemon gives
+//! Keeps: the first six speak to a daemon that runs and never start one. Reports are shown as the daemon gives
 //! them, so they may grow without this module knowing.
 
 use std::time::{Duration, Instant};
@@ -27,6 +27,26 @@ pub fn status(context: &Context) -> Result<Exit, CliError> {
         write_report(out, &shown)
     })?;
     Ok(Exit::Ok)
+}
+
+/// `flashbulb metrics`: the OpenMetrics text as it is, or with `--json` the finer reading.
+pub fn metrics(context: &Context) -> Result<Exit, CliError> {
+    let mut client = context.running()?;
+    if context.out.json {
+        let params = json!({ "format": "json" });
+        let reading: Value = client.call("admin.metrics", params, CALL_TIMEOUT)?;
+        context.out.document(&reading)?;
+        return Ok(Exit::Ok);
+    }
+    let params = json!({ "format": "openmetrics" });
+    let answer: MetricsText = client.call("admin.metrics", params, CALL_TIMEOUT)?;
+    context.out.print(&answer.text, |out| out.write_all(answer.text.as_bytes()))?;
+    Ok(Exit::Ok)
+}
+
+#[derive(serde::Deserialize)]
+struct MetricsText {
+    text: String,
 }
 
 /// `flashbulb verify`: ends with "damaged" where a problem was found.

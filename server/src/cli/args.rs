@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::exit::Exit;
-use super::values::{JsonObject, parse_object, parse_time};
+use super::values::{JsonObject, parse_interval, parse_object, parse_time};
 
 /// A memory service for AI agents: text in, memories out, by meaning.
 #[derive(Debug, Parser)]
@@ -46,9 +46,13 @@ pub struct Global {
         value_hint = ValueHint::ExecutablePath
     )]
     pub python: Option<PathBuf>,
-    /// Precision of the model: auto is int8 on the processor
+    /// Precision of the model: auto is int8, and f32 where an accelerator is wanted
     #[arg(long, global = true, value_enum, default_value_t)]
     pub precision: PrecisionArg,
+    /// Where the model runs: required fails the start where the accelerator (CUDA; CoreML on macOS) does not carry it,
+    /// preferred says so in every answer; both make the precision f32 unless it is given
+    #[arg(long, global = true, env = "FLASHBULB_DEVICE", value_enum, default_value_t)]
+    pub device: DeviceArg,
     /// Never fetch the runtime or the model
     #[arg(long, global = true)]
     pub offline: bool,
@@ -66,13 +70,25 @@ pub struct Global {
 /// Precision of the model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum PrecisionArg {
-    /// int8 on the processor.
+    /// int8, and f32 where an accelerator is wanted.
     #[default]
     Auto,
     /// 32-bit floats.
     F32,
     /// 8-bit integers.
     Int8,
+}
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum DeviceArg {
+    /// On the processor.
+    #[default]
+    Cpu,
+    /// On the accelerator where that carries the model, else on the processor, and every answer says so.
+    Preferred,
+    /// On the accelerator or not at all.
+    Required,
 }
 
 /// When to print colours.
@@ -92,7 +108,7 @@ pub enum ColorArg {
 pub enum Command {
     /// Run the daemon in the foreground
     Serve(Serve),
-    /// Fetch the runtime and the model, or move them between machines
+    /// Fetch the runtime and the model, with --device a runtime for it, or move them between machines
     Setup(Setup),
     /// Import a shipped conversation log into a temporary store and ask it questions
     Demo(Demo),
@@ -119,6 +135,10 @@ pub enum Command {
     Space(Space),
     /// Show what the daemon is doing
     Status,
+    /// Show live what the daemon is doing: lanes, rates, percentiles, stages
+    Top(Top),
+    /// Print counters and histograms as OpenMetrics text
+    Metrics,
     /// Check this machine, the installation and the daemon
     Doctor,
     /// Check every file of the store against its checksums
@@ -142,6 +162,13 @@ pub struct Serve {
     /// Threads that embed one query: 2 is quicker where a second core is awake [default: 2 on two cores or more]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub query_threads: Option<u8>,
+    /// Milliseconds within which a search without a deadline is to be answered: under overload, those that could not be are
+    /// refused at once [default: 10]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub promise_ms: Option<u64>,
+    /// Log requests that take longer, with the stage that was slow
+    #[arg(long, value_name = "N", default_value_t = crate::daemon::SLOW_MS)]
+    pub slow_ms: u64,
     /// Leave the terminal's session: the daemon was started by another command
     #[arg(long, hide = true)]
     pub detached: bool,
@@ -446,6 +473,17 @@ pub struct DropSpace {
     pub space: String,
 }
 
+/// `top`.
+#[derive(Debug, Args)]
+pub struct Top {
+    /// Seconds from one screen to the next
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = parse_interval)]
+    pub interval: f64,
+    /// Print one screen after one interval and end
+    #[arg(long)]
+    pub once: bool,
+}
+
 /// `snapshot`.
 #[derive(Debug, Args)]
 pub struct Snapshot {
@@ -500,6 +538,11 @@ mod tests {
         check("setup --from a --bundle b", false);
         check("space drop a", true);
         check("completions bash", true);
+        check("top --once --interval 0.5", true);
+        check("top --interval 0", false);
+        check("top --interval nan", false);
+        check("serve --slow-ms 0", true);
+        check("serve --slow-ms -1", false);
         check("frobnicate", false);
         if std::env::var_os("FLASHBULB_SPACE").is_none() {
             check("search what", false);

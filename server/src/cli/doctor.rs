@@ -15,7 +15,7 @@ use super::memory::what_ran;
 use super::output::{BAD, FAINT, GOOD, WARN, micros, safe};
 use super::{CALL_TIMEOUT, Context};
 use crate::client::{Client, ClientError, MAX_SOCKET_PATH_BYTES};
-use crate::embed::{EmbedOptions, Embedder, Ran};
+use crate::embed::{Device, DeviceState, EmbedOptions, Embedder, Ran};
 use crate::provision::{self, Places, Provisioned, Wanted};
 
 /// How a finding stands.
@@ -80,7 +80,7 @@ impl Findings {
 pub fn doctor(context: &Context) -> Result<Exit, CliError> {
     let mut findings = Findings::default();
     machine(&mut findings);
-    gpus(&mut findings);
+    gpus(context.device(), &mut findings);
     let ran = model(context, &mut findings);
     places(context, &mut findings)?;
     let daemon = daemon(context, &mut findings);
@@ -135,7 +135,7 @@ fn machine(findings: &mut Findings) {
     }
 }
 
-fn gpus(findings: &mut Findings) {
+fn gpus(wanted: Device, findings: &mut Findings) {
     let adapters = flashbulb_kernels::gpu::adapters();
     if adapters.is_empty() {
         findings.ok("gpu", "none found; everything runs on the processor");
@@ -143,8 +143,10 @@ fn gpus(findings: &mut Findings) {
     for adapter in adapters {
         let kind = if adapter.is_software {
             "a software adapter, never used"
+        } else if wanted == Device::Cpu {
+            "found; vectors are searched on the processor, --device preferred embeds on it where it can"
         } else {
-            "found; this version runs on the processor"
+            "found; vectors are searched on the processor"
         };
         findings.ok(
             "gpu",
@@ -174,16 +176,17 @@ fn model(context: &Context, findings: &mut Findings) -> Option<Ran> {
         Err(error) => findings.fail("files", error.to_string(), "flashbulb setup"),
     }
     match probe(context, &provisioned, &progress) {
-        Ok((ran, took_us)) => {
+        Ok((ran, device, took_us)) => {
             let what = json!({ "embed": ran });
             findings.ok("probe", format!("one text in {}; {}", micros(took_us), what_ran(&what)));
+            on_device(&ran, &device, findings);
             Some(ran)
         }
         Err(error) => {
             findings.fail(
                 "probe",
                 error,
-                "flashbulb setup mends what it provided; otherwise check --runtime and --model",
+                "flashbulb setup mends what it provided; otherwise check --runtime, --model and --device",
             );
             None
         }
@@ -194,8 +197,8 @@ fn probe(
     context: &Context,
     provisioned: &Provisioned,
     progress: &dyn provision::Progress,
-) -> Result<(Ran, u64), String> {
-    let options = EmbedOptions { precision: context.precision() };
+) -> Result<(Ran, DeviceState, u64), String> {
+    let options = EmbedOptions { precision: context.precision(), device: context.device() };
     let embedder =
         Embedder::open(provisioned, &options, progress).map_err(|error| error.to_string())?;
     let mut session = embedder.session().map_err(|error| error.to_string())?;
@@ -214,7 +217,21 @@ fn probe(
             ));
         }
     }
-    Ok((embedder.ran(), started.elapsed().as_micros() as u64))
+    let took_us = started.elapsed().as_micros() as u64;
+    Ok((embedder.ran(), embedder.device().clone(), took_us))
+}
+
+/// Where the model's heavy nodes ran, and whether that was wanted.
+fn on_device(ran: &Ran, device: &DeviceState, findings: &mut Findings) {
+    let what = format!(
+        "{} of {} heavy nodes ran on {}, {} copies between devices",
+        ran.heavy_nodes_on_device, ran.heavy_nodes, ran.device, ran.memcpy_nodes
+    );
+    match device.degraded() {
+        None => findings.ok("device", what),
+        // What to do is part of the reason.
+        Some(degraded) => findings.warn("device", format!("{degraded}; {what}"), "see docs/gpu.md"),
+    }
 }
 
 fn places(context: &Context, findings: &mut Findings) -> Result<(), CliError> {

@@ -32,7 +32,7 @@ pub enum Exit {
     Invalid = 6,
     /// Another process holds the store.
     Locked = EXIT_STORE_HELD as u8,
-    /// The runtime or the model could not be provided.
+    /// The runtime, the model or the required device could not be provided.
     Provisioning = 8,
     /// The store is damaged, too new, or made with another model.
     Corrupt = 9,
@@ -56,7 +56,7 @@ Exit codes:
     5  conflict: the id exists, or --expect-count did not hold
     6  the input is wrong: a file, a parameter, a limit
     7  another process holds the store
-    8  the runtime or the model could not be provided (see flashbulb setup)
+    8  the runtime, the model or a required device could not be provided (see flashbulb setup)
     9  the store is damaged, too new, or made with another model (see flashbulb verify)
    10  busy or too slow; try again
    11  a write to disk failed; a restart shows what is there

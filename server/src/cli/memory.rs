@@ -125,6 +125,8 @@ struct SearchParams<'a> {
     neighbors: Option<NeighborParams>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     explain: bool,
+    /// A person at a terminal would rather wait than be told that the service is busy.
+    deadline_ms: u64,
 }
 
 #[derive(Serialize)]
@@ -171,6 +173,9 @@ pub struct Hit {
     scores: Option<Value>,
 }
 
+/// How long a search from the command line may take.
+const SEARCH_DEADLINE_MS: u64 = 10_000;
+
 /// `flashbulb search`
 pub fn search(context: &Context, args: args::Search) -> Result<Exit, CliError> {
     let has_time = args.from.is_some() || args.to.is_some();
@@ -183,6 +188,7 @@ pub fn search(context: &Context, args: args::Search) -> Result<Exit, CliError> {
         time: has_time.then_some(TimeParams { from: args.from, to: args.to }),
         neighbors: args.neighbors.map(|count| NeighborParams { before: count, after: count }),
         explain: args.explain,
+        deadline_ms: SEARCH_DEADLINE_MS,
     };
     let mut client = context.client()?;
     let raw = client.call_raw("memory.search", &params, CALL_TIMEOUT)?;
@@ -231,7 +237,7 @@ fn write_hit(out: &mut dyn Write, hit: Hit) -> std::io::Result<()> {
 /// `4.20 ms (embed 3.10 ms, dense 212 µs) · what ran`, from the answer itself.
 pub fn how_it_ran(found: &SearchResult) -> String {
     let us = |name: &str| found.took_us.get(name).and_then(Value::as_u64).unwrap_or(0);
-    let stages: Vec<String> = ["queue", "embed", "dense", "lexical", "fuse", "fetch"]
+    let stages: Vec<String> = ["queue", "tokenise", "embed", "dense", "lexical", "fuse", "fetch"]
         .into_iter()
         .filter(|name| us(name) > 0)
         .map(|name| format!("{name} {}", micros(us(name))))
@@ -251,7 +257,7 @@ pub fn what_ran(ran: &Value) -> String {
         (!words.is_empty()).then(|| words.join(", "))
     };
     let kept = ran.pointer("/embed/cached") == Some(&Value::Bool(true));
-    let embed = words("embed", &["model", "precision", "provider", "runtime"]);
+    let embed = words("embed", &["model", "precision", "device", "provider", "runtime"]);
     [
         embed
             .map(|words| if kept { format!("kept from an earlier query: {words}") } else { words }),
@@ -457,12 +463,12 @@ mod tests {
     #[test]
     fn what_ran_is_told_in_words() {
         let ran = json!({
-            "embed": {"runtime": "ONNX Runtime 1", "provider": "CPUExecutionProvider", "precision": "int8", "model": "m", "dim": 4},
+            "embed": {"runtime": "ONNX Runtime 1", "provider": "CPUExecutionProvider", "precision": "int8", "model": "m", "dim": 4, "device": "cpu"},
             "search": {"device": "cpu", "simd": "avx2", "path": "scan", "scanned": 3},
         });
         assert_eq!(
             what_ran(&ran),
-            "m, int8, CPUExecutionProvider, ONNX Runtime 1 · cpu, avx2, scan"
+            "m, int8, cpu, CPUExecutionProvider, ONNX Runtime 1 · cpu, avx2, scan"
         );
         let kept = json!({"embed": {"model": "m", "cached": true}, "search": null});
         assert_eq!(what_ran(&kept), "kept from an earlier query: m");

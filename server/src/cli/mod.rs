@@ -16,6 +16,7 @@ pub(crate) mod output;
 pub(crate) mod progress;
 mod serve;
 mod show;
+mod top;
 mod values;
 
 use std::ffi::OsString;
@@ -27,9 +28,9 @@ use clap::{CommandFactory, Parser};
 use serde_json::json;
 
 use crate::client::{self, Client, StartOptions};
-use crate::embed::Precision;
-use crate::provision::{self, Wanted};
-use args::{Cli, Command, Global, PrecisionArg};
+use crate::embed::{Device, Precision};
+use crate::provision::{self, Build, Wanted};
+use args::{Cli, Command, DeviceArg, Global, PrecisionArg};
 use exit::{CliError, Exit};
 use output::{BAD, Output};
 
@@ -96,6 +97,8 @@ impl Context {
             Command::Export(args) => export::export(self, &args),
             Command::Space(args) => admin::space(self, args),
             Command::Status => admin::status(self),
+            Command::Top(args) => top::top(self, &args),
+            Command::Metrics => admin::metrics(self),
             Command::Doctor => doctor::doctor(self),
             Command::Verify => admin::verify(self),
             Command::Compact => admin::compact(self),
@@ -138,8 +141,13 @@ impl Context {
 
     /// Which runtime and model are wanted.
     pub fn wanted(&self) -> Wanted {
+        let build = match self.global.device {
+            DeviceArg::Cpu => Build::Cpu,
+            DeviceArg::Preferred | DeviceArg::Required => Build::AcceleratedIfInstalled,
+        };
         Wanted {
             runtime: self.global.runtime.clone(),
+            build,
             model: self.global.model.clone(),
             python: self.global.python.clone(),
             offline: self.global.offline,
@@ -155,6 +163,15 @@ impl Context {
         }
     }
 
+    /// Which device is wanted.
+    pub fn device(&self) -> Device {
+        match self.global.device {
+            DeviceArg::Cpu => Device::Cpu,
+            DeviceArg::Preferred => Device::Preferred,
+            DeviceArg::Required => Device::Required,
+        }
+    }
+
     /// A client of the daemon that runs.
     pub fn running(&self) -> Result<Client, CliError> {
         Ok(Client::connect(&self.socket())?)
@@ -167,7 +184,7 @@ impl Context {
             Err(client::ClientError::NoDaemon { .. }) if !self.global.no_start => {}
             Err(error) => return Err(error.into()),
             Ok(mut client) => {
-                self.check_store(&mut client)?;
+                self.check_running(&mut client)?;
                 return Ok(client);
             }
         }
@@ -189,12 +206,28 @@ impl Context {
         Ok(client?)
     }
 
-    /// A daemon that runs already has its own store; a request meant for another must not reach it.
-    fn check_store(&self, client: &mut Client) -> Result<(), CliError> {
+    /// A daemon that runs already has its own store and device; a request meant for another must not reach it.
+    fn check_running(&self, client: &mut Client) -> Result<(), CliError> {
+        if self.global.store.is_none() && self.global.device != DeviceArg::Required {
+            return Ok(());
+        }
+        let status: serde_json::Value = client.call("admin.status", json!({}), CALL_TIMEOUT)?;
+        let used = status.pointer("/embedder/device/used").and_then(|used| used.as_str());
+        if self.global.device == DeviceArg::Required && used == Some("cpu") {
+            let message = format!(
+                "the daemon at {} runs the model on the processor, and --device required was given; stop it with \
+                 `flashbulb shutdown`, or name another --socket and --store",
+                client.path().display()
+            );
+            return Err(CliError::new(Exit::Conflict, message));
+        }
+        self.check_store(client, &status)
+    }
+
+    fn check_store(&self, client: &Client, status: &serde_json::Value) -> Result<(), CliError> {
         let Some(wanted) = &self.global.store else {
             return Ok(());
         };
-        let status: serde_json::Value = client.call("admin.status", json!({}), CALL_TIMEOUT)?;
         let Some(used) = status.get("store_dir").and_then(|dir| dir.as_str()) else {
             return Ok(());
         };
@@ -218,7 +251,7 @@ impl Context {
         Ok(arguments)
     }
 
-    /// Arguments that name the runtime, the model and the precision.
+    /// Arguments that name the runtime, the model, the precision and the device.
     pub fn model_arguments(&self) -> Result<Vec<OsString>, CliError> {
         let mut arguments = Vec::new();
         for (name, path) in [
@@ -239,7 +272,13 @@ impl Context {
             PrecisionArg::F32 => "f32",
             PrecisionArg::Int8 => "int8",
         };
-        arguments.extend(["--precision".into(), precision.into()]);
+        let device = match self.global.device {
+            DeviceArg::Cpu => "cpu",
+            DeviceArg::Preferred => "preferred",
+            DeviceArg::Required => "required",
+        };
+        let both = ["--precision", precision, "--device", device];
+        arguments.extend(both.map(OsString::from));
         Ok(arguments)
     }
 }

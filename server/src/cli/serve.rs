@@ -8,7 +8,7 @@ use super::args;
 use super::exit::{CliError, Exit};
 use super::{Context, absolute};
 use crate::daemon::{self, ServeError, ServeOptions, logging};
-use crate::provision;
+use crate::provision::{self, Build};
 use crate::service::Threads;
 
 /// `flashbulb serve`: returns when the daemon was told to stop.
@@ -33,8 +33,13 @@ pub fn serve(context: &Context, args: &args::Serve) -> Result<Exit, CliError> {
         context.wanted(),
     );
     options.precision = context.precision();
+    options.slow_ms = args.slow_ms;
+    options.device = context.device();
     if let Some(threads) = args.query_threads {
         options.threads = Threads::with_query_threads(usize::from(threads));
+    }
+    if let Some(promise_ms) = args.promise_ms {
+        options.limits.promise_ms = promise_ms;
     }
     daemon::serve(options).map_err(ended)?;
     Ok(Exit::Ok)
@@ -56,12 +61,12 @@ fn ended(error: ServeError) -> CliError {
 /// `flashbulb setup`
 pub fn setup(context: &Context, args: &args::Setup) -> Result<Exit, CliError> {
     let progress = provision::Drawn::default();
-    let provisioned = provision::setup(
-        &context.wanted(),
-        args.from.as_deref(),
-        args.bundle.as_deref(),
-        &progress,
-    )?;
+    let mut wanted = context.wanted();
+    if wanted.build == Build::AcceleratedIfInstalled {
+        wanted.build = Build::Accelerated;
+    }
+    let provisioned =
+        provision::setup(&wanted, args.from.as_deref(), args.bundle.as_deref(), &progress)?;
     let document = json!({
         "runtime_library": provisioned.runtime_library,
         "model_dir": provisioned.model_dir,

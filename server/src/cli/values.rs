@@ -1,4 +1,4 @@
-//! Values of the command line that are more than a word: times and JSON objects.
+//! Values of the command line that are more than a word: times, intervals and JSON objects.
 //!
 //! Keeps: a JSON object goes to the daemon as it was written, line breaks between its tokens aside. Must not know
 //! which option it is for.
@@ -42,6 +42,14 @@ pub(super) fn parse_time(text: &str) -> Result<i64, String> {
         })
 }
 
+/// Seconds between two looks.
+pub(super) fn parse_interval(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("use a number of seconds from 0.1 to 3600".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -54,6 +62,10 @@ mod tests {
         assert_eq!(parse_time("1970-01-02"), Ok(86_400_000));
         for bad in ["", "noon", "2024-13-01", "9223372036854775807"] {
             assert!(parse_time(bad).is_err(), "{bad}");
+        }
+        assert_eq!((parse_interval("0.1"), parse_interval("60")), (Ok(0.1), Ok(60.0)));
+        for bad in ["0", "-1", "nan", "inf", "3601", "2s"] {
+            assert!(parse_interval(bad).is_err(), "{bad}");
         }
         assert_eq!(parse_object(" {\n\"a\": 1.50} ").unwrap().0.get(), "{ \"a\": 1.50}");
         for bad in ["", "[]", "7", "{", "{}{}"] {

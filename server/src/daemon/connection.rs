@@ -11,6 +11,7 @@ use crate::service::gate::Permit;
 use crate::service::methods::METHODS;
 use crate::service::{Context, Service};
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Write};
@@ -153,7 +154,8 @@ fn serve(mut stream: UnixStream, service: Arc<Service>) -> io::Result<()> {
         limits.frame_bytes,
         Duration::from_millis(limits.frame_read_ms),
     );
-    let context = Context::new(service);
+    let peer = stream.try_clone()?;
+    let context = Context::with_client(service, move || has_gone(&peer));
     let write_time = Duration::from_millis(limits.write_ms);
     let mut out = Vec::new();
     loop {
@@ -167,7 +169,10 @@ fn serve(mut stream: UnixStream, service: Arc<Service>) -> io::Result<()> {
                     &mut out,
                     &mut |method, params, out| context.invoke(method, params, out),
                 );
-                write(&mut stream, &out, write_time)?;
+                let begun = Instant::now();
+                let written = write(&mut stream, &out, write_time);
+                context.written((!out.is_empty()).then(|| begun.elapsed()));
+                written?;
                 out.clear();
                 if out.capacity() > KEEP {
                     out = Vec::new();
@@ -201,6 +206,14 @@ fn serve(mut stream: UnixStream, service: Arc<Service>) -> io::Result<()> {
         }
         return Ok(());
     }
+}
+
+/// Whether the other end was closed. One that only ended its requests (`shutdown` of its writing side) still reads.
+fn has_gone(stream: &UnixStream) -> bool {
+    let mut watched = [PollFd::new(stream, PollFlags::empty())];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let hung_up = PollFlags::HUP | PollFlags::ERR;
+    poll(&mut watched, Some(&at_once)).is_ok() && watched[0].revents().intersects(hung_up)
 }
 
 /// Writes an answer, with one call where the client takes it. A client that takes too long loses its connection: its
@@ -238,6 +251,16 @@ mod tests {
         let error = write(&mut ours, &large, Duration::from_millis(200)).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
         assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_client_has_gone_when_it_closed_not_when_it_ended_its_requests() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert!(!has_gone(&ours));
+        theirs.shutdown(Shutdown::Write).unwrap();
+        assert!(!has_gone(&ours), "it still reads");
+        drop(theirs);
+        assert!(has_gone(&ours));
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod framing;
 pub mod logging;
 pub mod socket;
 
-use crate::embed::{EmbedError, EmbedOptions, Embedder, Precision};
+use crate::embed::{Device, EmbedError, EmbedOptions, Embedder, Precision};
 use crate::provision::{self, ProvisionError, Wanted};
 use crate::rpc::Limits;
 use crate::service::{Cause, OpenError, Place, Service, Threads};
@@ -31,7 +31,7 @@ pub mod exit {
     pub const FAILED: i32 = 1;
     /// The socket's or the store's folder cannot be used as it is.
     pub const FOLDER: i32 = 6;
-    /// The runtime or the model is missing or does not work.
+    /// The runtime or the model is missing or does not work, or the device that was required does not carry it.
     pub const MODEL: i32 = 8;
     /// Another process has the store or the socket.
     pub const IN_USE: i32 = 7;
@@ -54,11 +54,18 @@ pub struct ServeOptions {
     pub wanted: Wanted,
     /// In which precision.
     pub precision: Precision,
+    /// On which device.
+    pub device: Device,
     /// Bounds of the wire.
     pub limits: Limits,
     /// How many threads and sessions.
     pub threads: Threads,
+    /// Milliseconds after which a request is logged as slow.
+    pub slow_ms: u64,
 }
+
+/// `slow_ms` when nothing else is said.
+pub const SLOW_MS: u64 = 1_000;
 
 impl ServeOptions {
     /// Default options for a store and a socket.
@@ -69,8 +76,10 @@ impl ServeOptions {
             socket,
             wanted,
             precision: Precision::Auto,
+            device: Device::Cpu,
             limits: Limits::default(),
             threads: Threads::default(),
+            slow_ms: SLOW_MS,
         }
     }
 }
@@ -157,7 +166,7 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
     socket::prepare_store_dir(&options.store_dir)?;
     let progress = provision::Logged;
     let provisioned = provision::ensure(&options.wanted, &progress)?;
-    let embed_options = EmbedOptions { precision: options.precision };
+    let embed_options = EmbedOptions { precision: options.precision, device: options.device };
     let embedder = Embedder::open(&provisioned, &embed_options, &progress)?;
     tracing::info!(took_ms = millis(begun), fingerprint = embedder.fingerprint(), "model ready");
     let store =
@@ -165,7 +174,8 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
             .map_err(|source| ServeError::Store { dir: options.store_dir.clone(), source })?;
     tracing::info!(took_ms = millis(begun), recovery = ?store.recovery(), "store ready");
     let place = Place { store_dir: options.store_dir, socket: options.socket };
-    let service = Service::start(store, embedder, &options.threads, options.limits, place)?;
+    let slow = Duration::from_millis(options.slow_ms);
+    let service = Service::start(store, embedder, &options.threads, options.limits, place, slow)?;
     let served = listen(&service, &lock, begun);
     let closed = service.close();
     // Only now may another daemon take the socket: this one has let go of the store.

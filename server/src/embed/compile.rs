@@ -31,6 +31,31 @@ struct Record {
     graph_sha256: String,
 }
 
+/// The graphs that are compiled from weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Floats, one text a run.
+    F32,
+    /// Floats, many texts a run.
+    MaskedF32,
+    /// Floats, one text a run, without fused operators.
+    StandardF32,
+    /// Signed bytes, one text a run.
+    Int8,
+}
+
+impl Format {
+    /// In file names and for people.
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::MaskedF32 => "f32-masked",
+            Self::StandardF32 => "f32-standard",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
 /// A graph ready to load.
 pub struct Graph {
     /// The file.
@@ -39,18 +64,18 @@ pub struct Graph {
     pub sha256: String,
 }
 
-/// The compiled graph of `weights_path` in the wanted precision, made now if it is not there.
+/// The compiled graph of `weights_path` in the wanted format, made now if it is not there.
 pub fn graph(
     environment: &Environment,
     spec: &ModelSpec,
     splitter: &Splitter,
     weights_path: &Path,
-    int8: bool,
+    format: Format,
     dir: &Path,
     progress: &dyn Progress,
 ) -> Result<Graph, EmbedError> {
     fs::create_dir_all(dir).map_err(|error| cache(dir, error))?;
-    let stem = stem(spec, int8);
+    let stem = stem(spec, format);
     let file = dir.join(format!("{stem}.onnx"));
     let record = dir.join(format!("{stem}.json"));
     let settings = format!("{spec:?}");
@@ -69,18 +94,20 @@ pub fn graph(
         return Ok(found);
     }
     remove_leftovers(dir)?;
-    let precision = if int8 { "int8" } else { "f32" };
-    let step = format!("compiling {} ({precision})", spec.name);
+    let step = format!("compiling {} ({})", spec.name, format.name());
     progress.step(&step);
     // Looked at before it is read: a later change then makes the record stale.
     let (weights_bytes, weights_modified_ns) =
         size_and_time(weights_path).map_err(|error| cache(weights_path, error))?;
     let weights = Weights::read(weights_path)?;
-    let bytes = if int8 {
-        let plans = plans(environment, spec, splitter, &weights, &file)?;
-        compile_as(spec, &weights, Weighting::Int8 { plans: &plans })?
-    } else {
-        compile_as(spec, &weights, Weighting::F32 { probes: false })?
+    let bytes = match format {
+        Format::F32 => compile_as(spec, &weights, Weighting::F32 { probes: false })?,
+        Format::MaskedF32 => compile_as(spec, &weights, Weighting::MaskedF32)?,
+        Format::StandardF32 => compile_as(spec, &weights, Weighting::StandardF32)?,
+        Format::Int8 => {
+            let plans = plans(environment, spec, splitter, &weights, &file)?;
+            compile_as(spec, &weights, Weighting::Int8 { plans: &plans })?
+        }
     };
     let graph_sha256 = crate::provision::hex(&Sha256::digest(&bytes));
     replace(dir, &file, &bytes)?;
@@ -112,16 +139,16 @@ fn cache(path: &Path, source: std::io::Error) -> EmbedError {
     EmbedError::Cache { path: path.to_owned(), source }
 }
 
-/// A name for this model's folder, precision and graph version.
-fn stem(spec: &ModelSpec, int8: bool) -> String {
+/// A name for this model's folder, format and graph version.
+fn stem(spec: &ModelSpec, format: Format) -> String {
     let folder = Sha256::digest(spec.dir.as_os_str().as_encoded_bytes());
-    let precision = if int8 { "int8" } else { "f32" };
     let name: String = spec
         .name
         .chars()
         .map(|c| if c.is_alphanumeric() || "-._".contains(c) { c } else { '_' })
         .collect();
-    format!("{name}-{}-{precision}-v{GRAPH_VERSION}", crate::provision::hex(&folder[..4]))
+    let (folder, format) = (crate::provision::hex(&folder[..4]), format.name());
+    format!("{name}-{folder}-{format}-v{GRAPH_VERSION}")
 }
 
 /// The graph, if its record fits the weights, the settings and the file.
@@ -151,8 +178,7 @@ fn plans(
     let session = runtime::session_from_memory(environment, &probing, path)?;
     drop(probing);
     let interface = Interface::of(&session, path)?;
-    let mut session =
-        EmbedSession::new(session, interface, spec.pooling, spec.hidden, spec.position_offset);
+    let mut session = EmbedSession::new(session, interface, spec, false);
     let names: Vec<String> =
         (0..spec.layers).flat_map(|layer| Site::ALL.map(|site| probe_name(layer, site))).collect();
     let mut peaks: Vec<Vec<f32>> = vec![Vec::new(); names.len()];

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use super::device::Unavailable;
 use crate::model::ModelError;
 
 /// Why embedding failed.
@@ -83,6 +84,12 @@ pub enum EmbedError {
         /// What came out.
         what: String,
     },
+    /// The device that was required does not carry the model.
+    #[error(
+        "--device required, but not to be had: {0}. Or give --device preferred, which runs on the processor where it must \
+         and says so in every answer"
+    )]
+    Device(Unavailable),
     /// Execution is not what it should be.
     #[error(
         "the warm-up run could not be witnessed: {what}; without that the device in use would be a guess"
@@ -94,6 +101,15 @@ pub enum EmbedError {
 }
 
 impl EmbedError {
+    /// What went wrong, without advice that fits the processor only.
+    pub(super) fn bare(&self) -> String {
+        match self {
+            Self::Graph { what, .. } | Self::Run { what } | Self::Witness { what } => what.clone(),
+            Self::BadOutput { what } => format!("the model gave {what}"),
+            other => other.to_string(),
+        }
+    }
+
     /// A failure of a run.
     pub(super) fn run(error: impl std::fmt::Display) -> Self {
         Self::Run { what: error.to_string() }

@@ -1,14 +1,18 @@
 //! Text to vectors: ONNX Runtime, the tokenizer, splitting, and proof of what ran.
 //!
-//! Invariants: a text has the same vector in every session of the same fingerprint (batch 1, exact length); no text is
-//! cut silently; what [`Ran`] says was read from the runtime's profile. It must not know spaces, stores or sockets.
+//! Invariants: a text has the same vector in every session of the same fingerprint: on the processor (batch 1, exact
+//! length) to the bit, on an accelerator (floats) up to rounding; no text is cut silently; what [`Ran`] says was read
+//! from the runtime's profile. It must not know spaces, stores or sockets.
 
 mod calibration;
 mod compile;
+mod device;
 mod error;
 mod helper;
+mod load;
+mod nodes;
 mod operator;
-#[expect(unsafe_code, reason = "one call that the ort crate does not wrap")]
+#[expect(unsafe_code, reason = "calls that the ort crate does not wrap")]
 mod raw;
 mod runtime;
 mod session;
@@ -16,28 +20,32 @@ mod shared;
 mod tokens;
 mod witness;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::Environment;
 use sha2::{Digest, Sha256};
 
+pub use device::{Device, DeviceState, Unavailable};
 pub use error::EmbedError;
 pub use helper::{Borrowed, Helper};
-pub use session::EmbedSession;
+pub use session::{BATCH_TOKENS, EmbedSession};
 pub use tokens::Tokens;
 pub use witness::Ran;
 
 use crate::model::{GRAPH_VERSION, ModelSource, ModelSpec};
 use crate::provision::{Progress, Provisioned, hex, sha256};
-use session::Interface;
+use compile::{Format, Graph};
+use device::Accelerator;
+use load::{Chosen, INT8, Source};
 use shared::Shared;
 use tokens::Splitter;
 
 /// The number format of a compiled model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// Int8 for a model that Flashbulb compiles; for a graph made by others its float file, else a quantised one.
+    /// For a model that Flashbulb compiles int8 on the processor and floats where an accelerator is wanted; for a graph
+    /// made by others its float file, else a quantised one.
     #[default]
     Auto,
     /// 32-bit floats.
@@ -51,6 +59,8 @@ pub enum Precision {
 pub struct EmbedOptions {
     /// The number format.
     pub precision: Precision,
+    /// The device.
+    pub device: Device,
 }
 
 /// A loaded runtime with one model; cheap to clone.
@@ -60,12 +70,9 @@ pub struct Embedder {
 }
 
 struct Inner {
-    environment: Environment,
-    spec: ModelSpec,
-    splitter: Splitter,
-    graph: PathBuf,
-    shared: Shared,
-    interface: Interface,
+    source: Source,
+    accelerator: Option<Accelerator>,
+    device: DeviceState,
     dim: usize,
     fingerprint: String,
     ran: Ran,
@@ -73,58 +80,51 @@ struct Inner {
     spare: Mutex<Option<EmbedSession>>,
 }
 
-/// The precision of a graph that Flashbulb compiled to signed bytes, as [`Ran`] names it.
-const INT8: &str = "int8";
-
-/// A graph file and how it came to be.
-struct Chosen {
-    graph: PathBuf,
-    sha256: String,
-    precision: &'static str,
-}
-
 impl Embedder {
     /// Loads the runtime and the model, compiling its graph on first use, and witnesses a warm-up run.
     ///
     /// # Errors
-    /// See [`EmbedError`]; each says what to do next.
+    /// See [`EmbedError`]; each says what to do next. A required device that does not carry the model is one.
     pub fn open(
         provisioned: &Provisioned,
         options: &EmbedOptions,
         progress: &dyn Progress,
     ) -> Result<Self, EmbedError> {
-        let environment = runtime::load(&provisioned.runtime_library)?;
+        let library = &provisioned.runtime_library;
+        let environment = runtime::load(library)?;
+        let mut choice = Choice { wanted: options.device, reason: None };
+        // Before the graph is made, which takes seconds.
+        let accelerator = choice.settle(accelerator(options, library))?;
         let spec = ModelSpec::read(&provisioned.model_dir)?;
         for decision in &spec.decided {
             tracing::info!(model = spec.name, decision, "left open by the model's files");
         }
         let splitter = Splitter::open(&spec)?;
         let compiled = &provisioned.compiled_dir;
-        let chosen = choose(&environment, &spec, &splitter, options.precision, compiled, progress)?;
+        let chosen = choose(&environment, &spec, &splitter, options, compiled, progress)?;
         // In floats ONNX Runtime packs the matrices anew for each session, and a shared original would come on top.
         let shared = match chosen.precision {
             INT8 => Shared::read(&chosen.graph)?,
             _ => Shared::default(),
         };
-        let session = runtime::session(&environment, &chosen.graph, &shared, 1)?;
-        let interface = Interface::of(&session, &chosen.graph)?;
-        let dim = interface.dim.unwrap_or(spec.hidden);
-        let mut spare =
-            EmbedSession::new(session, interface.clone(), spec.pooling, dim, spec.position_offset);
-        let version = runtime::version(&provisioned.runtime_library)?;
-        let ran = warm_up(&mut spare, &spec, &splitter, &chosen, version, compiled)?;
+        let compiled = compiled.clone();
+        let source = Source { environment, spec, splitter, chosen, shared, compiled };
+        let tried = accelerator.map(|accelerator| source.load_on(accelerator));
+        let loaded = match choice.settle(tried.transpose())? {
+            Some(loaded) => loaded,
+            None => source.load(None)?,
+        };
+        let ran = source.ran(&loaded, runtime::version(library)?);
+        let Choice { wanted, reason } = choice;
         Ok(Self {
             inner: Arc::new(Inner {
-                fingerprint: fingerprint(&spec, &chosen)?,
-                environment,
-                splitter,
-                graph: chosen.graph,
-                shared,
-                interface,
-                dim,
+                fingerprint: fingerprint(&source.spec, &source.chosen)?,
+                accelerator: loaded.accelerator,
+                device: DeviceState { wanted, used: ran.device.clone(), reason },
+                dim: loaded.session.dim(),
                 ran,
-                spec,
-                spare: Mutex::new(Some(spare)),
+                source,
+                spare: Mutex::new(Some(loaded.session)),
             }),
         })
     }
@@ -136,12 +136,12 @@ impl Embedder {
 
     /// The most tokens in one window, special tokens included.
     pub fn max_tokens(&self) -> usize {
-        self.inner.spec.max_tokens
+        self.inner.source.spec.max_tokens
     }
 
     /// The model as its folder describes it.
     pub fn spec(&self) -> &ModelSpec {
-        &self.inner.spec
+        &self.inner.source.spec
     }
 
     /// What makes vectors comparable: the graph's sum, the tokenizer's, prefixes and window, and the precision.
@@ -154,10 +154,28 @@ impl Embedder {
         self.inner.ran.precision == INT8
     }
 
-    /// A session of its own. It computes on the caller's thread, at the caller's priority.
+    /// A session of its own for [`EmbedSession::embed_batch`]. Its vectors are those of [`Self::session`] up to rounding.
     ///
     /// # Errors
-    /// The runtime cannot load the graph.
+    /// As [`Self::session`]; also, when it is used, where the model computes with bytes.
+    pub fn batch_session(&self) -> Result<EmbedSession, EmbedError> {
+        self.inner.source.for_batches(self.inner.accelerator)
+    }
+
+    /// Whether texts are embedded faster together than one by one, with [`Self::batch_session`]: on an accelerator.
+    pub fn batches(&self) -> bool {
+        self.inner.accelerator.is_some()
+    }
+
+    /// Which device was wanted, which is used, and why not the wanted one.
+    pub fn device(&self) -> &DeviceState {
+        &self.inner.device
+    }
+
+    /// A session of its own. On the processor it computes on the caller's thread, at the caller's priority.
+    ///
+    /// # Errors
+    /// The runtime cannot load the graph, or does not put it on the device that was proven.
     pub fn session(&self) -> Result<EmbedSession, EmbedError> {
         let inner = &*self.inner;
         let mut spare = inner.spare.lock().unwrap_or_else(PoisonError::into_inner);
@@ -165,9 +183,7 @@ impl Embedder {
             return Ok(session);
         }
         drop(spare);
-        let session = runtime::session(&inner.environment, &inner.graph, &inner.shared, 1)?;
-        let ModelSpec { pooling, position_offset, .. } = inner.spec;
-        Ok(EmbedSession::new(session, inner.interface.clone(), pooling, inner.dim, position_offset))
+        inner.source.session(inner.accelerator)
     }
 
     /// The windows of a memory's text, with overlap; the passage prefix opens each.
@@ -175,7 +191,8 @@ impl Embedder {
     /// # Errors
     /// The text is empty or white space, or the tokenizer fails.
     pub fn document_windows(&self, text: &str) -> Result<Vec<Tokens>, EmbedError> {
-        self.inner.splitter.windows(&self.inner.spec.passage_prefix, text)
+        let Source { splitter, spec, .. } = &self.inner.source;
+        splitter.windows(&spec.passage_prefix, text)
     }
 
     /// The windows of a query, usually one; the query prefix opens each.
@@ -183,7 +200,8 @@ impl Embedder {
     /// # Errors
     /// The text is empty or white space, or the tokenizer fails.
     pub fn query_windows(&self, text: &str) -> Result<Vec<Tokens>, EmbedError> {
-        self.inner.splitter.windows(&self.inner.spec.query_prefix, text)
+        let Source { splitter, spec, .. } = &self.inner.source;
+        splitter.windows(&spec.query_prefix, text)
     }
 
     /// What executed the warm-up run.
@@ -192,28 +210,68 @@ impl Embedder {
     }
 }
 
+/// The device that is wanted, and why it is not used where it is only preferred.
+struct Choice {
+    wanted: Device,
+    reason: Option<String>,
+}
+
+impl Choice {
+    /// What was tried; nothing, with the reason kept, where it failed and the processor will do.
+    fn settle<T>(
+        &mut self,
+        tried: Result<Option<T>, Unavailable>,
+    ) -> Result<Option<T>, EmbedError> {
+        match tried {
+            Ok(found) => Ok(found),
+            Err(why) if self.wanted == Device::Preferred => {
+                let why = why.to_string();
+                tracing::warn!(reason = why, "the preferred device is not used");
+                self.reason = Some(why);
+                Ok(None)
+            }
+            Err(why) => Err(EmbedError::Device(why)),
+        }
+    }
+}
+
+/// The accelerator to try; none where the processor is wanted.
+fn accelerator(options: &EmbedOptions, library: &Path) -> Result<Option<Accelerator>, Unavailable> {
+    if options.device == Device::Cpu {
+        return Ok(None);
+    }
+    let accelerator = Accelerator::of_platform()?;
+    if options.precision == Precision::Int8 {
+        return Err(accelerator.refuses_int8());
+    }
+    accelerator.check_build(library)?;
+    Ok(Some(accelerator))
+}
+
 fn choose(
     environment: &Environment,
     spec: &ModelSpec,
     splitter: &Splitter,
-    precision: Precision,
+    options: &EmbedOptions,
     compiled: &Path,
     progress: &dyn Progress,
 ) -> Result<Chosen, EmbedError> {
+    let precision = options.precision;
     let source = match (spec.source(precision == Precision::Int8), precision) {
         (Err(_), Precision::Auto) => spec.source(true)?,
         (source, _) => source?,
     };
     match source {
         ModelSource::Safetensors(weights) => {
-            let int8 = precision != Precision::F32;
+            let (format, precision) = match (precision, options.device) {
+                // Whatever becomes of the accelerator: a store must not need another model when it is missing one day.
+                (Precision::Int8, _) | (Precision::Auto, Device::Cpu) => (Format::Int8, INT8),
+                (Precision::F32 | Precision::Auto, _) => (Format::F32, "f32"),
+            };
             let made =
-                compile::graph(environment, spec, splitter, &weights, int8, compiled, progress)?;
-            Ok(Chosen {
-                graph: made.path,
-                sha256: made.sha256,
-                precision: if int8 { INT8 } else { "f32" },
-            })
+                compile::graph(environment, spec, splitter, &weights, format, compiled, progress)?;
+            let Graph { path: graph, sha256 } = made;
+            Ok(Chosen { graph, sha256, precision, weights: Some(weights) })
         }
         ModelSource::Onnx(graph) => {
             let io = |source| EmbedError::Cache { path: graph.clone(), source };
@@ -223,38 +281,10 @@ fn choose(
                 let name = name.to_string_lossy();
                 name.contains("int8") || name.contains("quantized")
             });
-            Ok(Chosen { graph, sha256, precision: if quantised { "onnx-int8" } else { "onnx" } })
+            let precision = if quantised { "onnx-int8" } else { "onnx" };
+            Ok(Chosen { graph, sha256, precision, weights: None })
         }
     }
-}
-
-/// One witnessed run, then one of a usual query's length to size the buffers.
-fn warm_up(
-    session: &mut EmbedSession,
-    spec: &ModelSpec,
-    splitter: &Splitter,
-    chosen: &Chosen,
-    version: String,
-    scratch: &Path,
-) -> Result<Ran, EmbedError> {
-    let text = "Where did we leave the spare key to the summer house by the lake, and who has been there since?";
-    for window in splitter.windows(&spec.query_prefix, text)? {
-        session.embed(&window)?;
-    }
-    let windows = splitter.windows("", "ready")?;
-    let window = windows.first().ok_or(EmbedError::EmptyText)?;
-    let (nodes_by_provider, nodes_by_operator) = witness::witness(session, window, scratch)?;
-    let most = nodes_by_provider.iter().max_by_key(|(_, count)| **count);
-    Ok(Ran {
-        runtime: version,
-        provider: most.map(|(provider, _)| provider.clone()).unwrap_or_default(),
-        precision: chosen.precision.to_owned(),
-        model: spec.name.clone(),
-        dim: session.dim(),
-        nodes_total: nodes_by_provider.values().sum(),
-        nodes_by_provider,
-        nodes_by_operator,
-    })
 }
 
 fn fingerprint(spec: &ModelSpec, chosen: &Chosen) -> Result<String, EmbedError> {

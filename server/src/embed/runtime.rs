@@ -10,6 +10,7 @@ use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
 
+use super::device::Accelerator;
 use super::shared::Shared;
 use super::{EmbedError, operator, raw};
 
@@ -45,18 +46,19 @@ pub fn version(path: &Path) -> Result<String, EmbedError> {
     }
 }
 
-/// A session over the graph at `path` on the CPU, which takes `shared` constants where they are given. With one thread it
-/// runs on the caller's own.
+/// A session over the graph at `path`, on the CPU where no accelerator is given, which takes `shared` constants where they
+/// are given. With one thread it runs on the caller's own.
 pub fn session(
     environment: &Environment,
     path: &Path,
     shared: &Shared,
+    accelerator: Option<Accelerator>,
     intra_threads: usize,
 ) -> Result<Session, EmbedError> {
     let with = |builder: SessionBuilder, (name, value): (&str, _)| {
         builder.with_initializer(name, value).map_err(|error| error.to_string())
     };
-    builder(environment, intra_threads)
+    builder(environment, accelerator, intra_threads)
         .and_then(|builder| shared.iter().try_fold(builder, with))
         .and_then(|mut builder| builder.commit_from_file(path).map_err(|error| error.to_string()))
         .map_err(|what| refused(path, what))
@@ -69,7 +71,7 @@ pub fn session_from_memory(
     path: &Path,
 ) -> Result<Session, EmbedError> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    builder(environment, threads)
+    builder(environment, None, threads)
         .and_then(|mut builder| {
             builder.commit_from_memory(graph).map_err(|error| error.to_string())
         })
@@ -80,13 +82,27 @@ fn refused(path: &Path, what: String) -> EmbedError {
     EmbedError::Graph { path: path.to_owned(), what }
 }
 
-fn builder(environment: &Environment, intra_threads: usize) -> Result<SessionBuilder, String> {
+fn builder(
+    environment: &Environment,
+    accelerator: Option<Accelerator>,
+    intra_threads: usize,
+) -> Result<SessionBuilder, String> {
     let text = |error: ort::Error<SessionBuilder>| error.to_string();
-    let operators = operator::domain().map_err(|error| error.to_string())?;
-    Session::builder(environment)
-        .map_err(|error| error.to_string())?
-        .with_operators(operators)
+    let builder = Session::builder(environment).map_err(|error| error.to_string())?;
+    let builder = match accelerator {
+        // Our operators compute on the processor; without them a graph that needs one is refused, not run there.
+        Some(accelerator) => builder.with_execution_providers([accelerator.dispatch()]),
+        None => {
+            let operators = operator::domain().map_err(|error| error.to_string())?;
+            builder.with_operators(operators)
+        }
+    };
+    let (record, yes) = raw::RECORD_PLACEMENT;
+    builder
         .map_err(text)?
+        .with_config_entry(record, yes)
+        .map_err(text)?
+        // Where a provider is given, the runtime does not choose.
         .with_auto_device(AutoDevicePolicy::PreferCPU)
         .map_err(text)?
         .with_log_level(LogLevel::Warning)

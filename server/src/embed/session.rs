@@ -1,21 +1,23 @@
-//! One session: ids in, one unit vector out, batch 1 at exact length.
+//! One session: ids in, one unit vector out, batch 1 at exact length; or many at once, for a GPU.
 //!
-//! Invariant: the same ids give the same bits in every session with the same graph, because nothing is padded and
-//! nothing else shares the run. It must not know text or tokenizers.
+//! Invariant: at batch 1 the same ids give the same bits in every session with the same graph and device, because nothing
+//! is padded and nothing else shares the run. In a batch, which only floats allow, they give the same vector up to
+//! rounding. It must not know text or tokenizers.
 
 use std::path::Path;
 
 use ort::session::{RunOptions, Session, SessionInputValue};
 use ort::value::{Outlet, TensorElementType, TensorRef};
 
-use super::{EmbedError, Tokens};
-use crate::model::Pooling;
+use super::nodes::Nodes;
+use super::{EmbedError, Tokens, raw};
+use crate::model::{ModelSpec, Pooling};
 
 /// Which ids an input takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Ids,
-    Ones,
+    Mask,
     Zeros,
     Positions,
 }
@@ -31,7 +33,7 @@ impl Input {
     fn of(outlet: &Outlet) -> Result<Self, String> {
         let role = match outlet.name() {
             "input_ids" => Role::Ids,
-            "attention_mask" => Role::Ones,
+            "attention_mask" => Role::Mask,
             "token_type_ids" => Role::Zeros,
             "position_ids" => Role::Positions,
             other => return Err(format!("input `{other}` is none of a text model")),
@@ -108,9 +110,14 @@ impl Interface {
     }
 }
 
+/// Most ids in one run of [`EmbedSession::embed_batch`], padding included; one window may have more.
+pub const BATCH_TOKENS: usize = 16_384;
+
 /// A session of its own: one thread uses it at a time.
 pub struct EmbedSession {
     session: Session,
+    /// Whether texts may share a run: not where one scale serves a whole tensor of bytes.
+    batches: bool,
     interface: Interface,
     pooling: Pooling,
     dim: usize,
@@ -124,13 +131,15 @@ impl EmbedSession {
     pub(super) fn new(
         session: Session,
         interface: Interface,
-        pooling: Pooling,
-        dim: usize,
-        position_offset: usize,
+        spec: &ModelSpec,
+        batches: bool,
     ) -> Self {
+        let ModelSpec { pooling, position_offset, hidden, .. } = *spec;
         let count = interface.inputs.len();
+        let dim = interface.dim.unwrap_or(hidden);
         Self {
             session,
+            batches,
             interface,
             pooling,
             dim,
@@ -148,13 +157,48 @@ impl EmbedSession {
         self.embed_with(tokens, None)
     }
 
+    /// The vectors of many windows, in their order, by runs of up to [`BATCH_TOKENS`] ids each: for devices that are idle
+    /// at batch 1. A graph with an attention mask takes windows of about the same length together, padded; one without
+    /// takes equal lengths only. Either way a vector is that of [`Self::embed`] up to rounding, which holds for floats.
+    ///
+    /// # Errors
+    /// As [`Self::embed`]; also where the graph computes with bytes, whose vectors would depend on the batch.
+    pub fn embed_batch(&mut self, windows: &[Tokens]) -> Result<Vec<Vec<f32>>, EmbedError> {
+        if !self.batches {
+            return Err(EmbedError::run(
+                "a graph that computes with bytes takes one text at a time",
+            ));
+        }
+        let masked = self.interface.inputs.iter().any(|input| input.role == Role::Mask);
+        let lengths: Vec<usize> = windows.iter().map(Tokens::len).collect();
+        let mut vectors = vec![Vec::new(); windows.len()];
+        for bucket in buckets(&lengths, masked, BATCH_TOKENS) {
+            let rows: Vec<&Tokens> = bucket.iter().map(|&at| &windows[at]).collect();
+            for (&at, vector) in bucket.iter().zip(self.run(&rows, None)?) {
+                vectors[at] = vector;
+            }
+        }
+        Ok(vectors)
+    }
+
     pub(super) fn embed_with(
         &mut self,
         tokens: &Tokens,
         options: Option<&RunOptions>,
     ) -> Result<Vec<f32>, EmbedError> {
-        self.fill(tokens);
-        let shape = [1usize, tokens.len()];
+        let vector = self.run(&[tokens], options)?.pop();
+        vector.ok_or_else(|| EmbedError::BadOutput { what: "no vector".into() })
+    }
+
+    /// One run over `rows`, padded to the longest.
+    fn run(
+        &mut self,
+        rows: &[&Tokens],
+        options: Option<&RunOptions>,
+    ) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+        self.fill(rows, longest);
+        let shape = [rows.len(), longest];
         let mut feed: Vec<(&str, SessionInputValue<'_>)> =
             Vec::with_capacity(self.interface.inputs.len());
         for (at, input) in self.interface.inputs.iter().enumerate() {
@@ -176,15 +220,32 @@ impl EmbedSession {
             what: format!("no output `{}`", self.interface.output),
         })?;
         let (_, data) = value.try_extract_tensor::<f32>().map_err(EmbedError::run)?;
-        let pooled = match self.interface.shape {
-            Shape::Sentence => data.to_vec(),
-            Shape::Tokens => pool(data, self.dim, self.pooling),
-        };
-        unit(pooled, self.dim)
+        if data.is_empty() || !data.len().is_multiple_of(rows.len()) {
+            let what = format!("{} numbers for {} texts", data.len(), rows.len());
+            return Err(EmbedError::BadOutput { what });
+        }
+        let texts = data.chunks_exact(data.len() / rows.len()).zip(rows);
+        let vectors = texts.map(|(data, row)| {
+            let pooled = match self.interface.shape {
+                Shape::Sentence => data.to_vec(),
+                // What is after the row's own tokens belongs to the padding.
+                Shape::Tokens => {
+                    let own = data.len().min(row.len() * self.dim);
+                    pool(&data[..own], self.dim, self.pooling)
+                }
+            };
+            unit(pooled, self.dim)
+        });
+        vectors.collect()
     }
 
     pub(super) fn dim(&self) -> usize {
         self.dim
+    }
+
+    /// Which provider the runtime placed each node on.
+    pub(super) fn placement(&self) -> Result<Nodes, EmbedError> {
+        raw::placement(&self.session).map_err(|what| EmbedError::Witness { what })
     }
 
     /// Peaks of the calibration outputs `names` for one window.
@@ -193,7 +254,7 @@ impl EmbedSession {
         tokens: &Tokens,
         names: &[String],
     ) -> Result<Vec<Vec<f32>>, EmbedError> {
-        self.fill(tokens);
+        self.fill(&[tokens], tokens.len());
         let view = TensorRef::from_array_view(([1usize, tokens.len()], self.narrow[0].as_slice()));
         let feed: Vec<(&str, SessionInputValue<'_>)> =
             vec![("input_ids", view.map_err(EmbedError::run)?.into())];
@@ -208,25 +269,47 @@ impl EmbedSession {
         Ok(peaks)
     }
 
-    fn fill(&mut self, tokens: &Tokens) {
+    /// Fills the buffers of the inputs with `rows`, each padded to `longest` ids; what is padded is masked.
+    fn fill(&mut self, rows: &[&Tokens], longest: usize) {
         let offset = self.position_offset;
         for (at, input) in self.interface.inputs.iter().enumerate() {
-            let id = |position: usize| match input.role {
-                Role::Ids => i64::from(tokens.ids[position]),
-                Role::Ones => 1,
+            let id = |row: &Tokens, position: usize| match input.role {
+                Role::Ids => row.ids.get(position).map_or(0, |&id| i64::from(id)),
+                Role::Mask => i64::from(position < row.len()),
                 Role::Zeros => 0,
                 Role::Positions => (position + offset) as i64,
             };
+            let ids = rows.iter().flat_map(|row| (0..longest).map(|position| id(row, position)));
             if input.wide {
                 self.wide[at].clear();
-                self.wide[at].extend((0..tokens.len()).map(id));
+                self.wide[at].extend(ids);
             } else {
                 self.narrow[at].clear();
                 // Ids are rows of a table, far below 2^31.
-                self.narrow[at].extend((0..tokens.len()).map(|position| id(position) as i32));
+                self.narrow[at].extend(ids.map(|id| id as i32));
             }
         }
     }
+}
+
+/// Which windows run together, by their places in `lengths`: the longest first, so that a bucket's padding is small and its
+/// size known from its first, and no bucket has more than `most` ids unless it is one window. Without padding a bucket
+/// holds equal lengths only.
+fn buckets(lengths: &[usize], padded: bool, most: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&at| std::cmp::Reverse(lengths[at]));
+    let mut buckets: Vec<Vec<usize>> = Vec::new();
+    for at in order {
+        let fits = |bucket: &Vec<usize>| {
+            let longest = lengths[bucket[0]];
+            (padded || longest == lengths[at]) && longest * (bucket.len() + 1) <= most
+        };
+        match buckets.last_mut().filter(|bucket| fits(bucket)) {
+            Some(bucket) => bucket.push(at),
+            None => buckets.push(vec![at]),
+        }
+    }
+    buckets
 }
 
 /// One vector from the token vectors of a window, as the graph would pool them.
@@ -274,6 +357,25 @@ mod tests {
         assert_eq!(pool(&data, 2, Pooling::Cls), [1.0, 2.0]);
         assert_eq!(pool(&data, 2, Pooling::LastToken), [8.0, 0.0]);
         assert_eq!(pool(&data, 2, Pooling::Mean), [4.0, 2.0]);
+    }
+
+    #[test]
+    fn buckets_keep_to_the_budget_and_lose_nothing() {
+        let lengths = [3, 9, 4, 3, 4, 20, 3, 4];
+        for (padded, most) in [(true, 12), (false, 12), (true, 1), (false, 1000), (true, 1000)] {
+            let buckets = buckets(&lengths, padded, most);
+            let mut seen: Vec<usize> = buckets.concat();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
+            for bucket in &buckets {
+                let longest = bucket.iter().map(|&at| lengths[at]).max().unwrap();
+                assert!(bucket.len() == 1 || longest * bucket.len() <= most, "{bucket:?}");
+                assert!(padded || bucket.iter().all(|&at| lengths[at] == longest), "{bucket:?}");
+            }
+        }
+        assert_eq!(buckets(&lengths, false, 1000).len(), 4);
+        assert_eq!(buckets(&lengths, true, 1000).len(), 1);
+        assert!(buckets(&[], true, 9).is_empty());
     }
 
     #[test]

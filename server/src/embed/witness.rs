@@ -9,6 +9,7 @@ use ort::session::RunOptions;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::nodes::Nodes;
 use super::session::EmbedSession;
 use super::{EmbedError, Tokens};
 
@@ -19,6 +20,14 @@ pub struct Ran {
     pub runtime: String,
     /// The execution provider that ran the most nodes.
     pub provider: String,
+    /// The device of the provider that ran the model's heavy nodes: `cpu`, `cuda`, `coreml`.
+    pub device: String,
+    /// How many heavy nodes ran: matrix products, attention, normalisations, activations.
+    pub heavy_nodes: usize,
+    /// How many of them on that device.
+    pub heavy_nodes_on_device: usize,
+    /// How many copies between devices ran.
+    pub memcpy_nodes: usize,
     /// `int8`, `f32`, or `onnx` for a graph made by others.
     pub precision: String,
     /// The model's name.
@@ -31,17 +40,16 @@ pub struct Ran {
     pub nodes_by_provider: BTreeMap<String, usize>,
     /// How often each operator ran; fused ones show that the graph was taken as compiled.
     pub nodes_by_operator: BTreeMap<String, usize>,
+    /// How many nodes the runtime placed on each provider when it took the graph, before it fused any.
+    pub nodes_placed: BTreeMap<String, usize>,
 }
-
-/// Nodes by provider and by operator.
-type Counts = (BTreeMap<String, usize>, BTreeMap<String, usize>);
 
 /// Runs `tokens` once with profiling and counts the nodes in the profile.
 pub fn witness(
     session: &mut EmbedSession,
     tokens: &Tokens,
     scratch: &Path,
-) -> Result<Counts, EmbedError> {
+) -> Result<Nodes, EmbedError> {
     let fail = |what: String| EmbedError::Witness { what };
     let dir = tempfile::Builder::new()
         .prefix("profile-")
@@ -58,11 +66,10 @@ pub fn witness(
     count(&text).map_err(fail)
 }
 
-fn count(profile: &[u8]) -> Result<Counts, String> {
+fn count(profile: &[u8]) -> Result<Nodes, String> {
     let events: Vec<Value> = serde_json::from_slice(profile)
         .map_err(|error| format!("the profile is no JSON ({error})"))?;
-    let mut providers = BTreeMap::new();
-    let mut operators = BTreeMap::new();
+    let mut nodes = Nodes::default();
     for event in &events {
         if !event["name"].as_str().is_some_and(|name| name.ends_with("_kernel_time")) {
             continue;
@@ -73,12 +80,11 @@ fn count(profile: &[u8]) -> Result<Counts, String> {
         else {
             return Err("a node's profile names no provider".into());
         };
-        *providers.entry(provider.to_owned()).or_default() += 1;
-        *operators.entry(operator.to_owned()).or_default() += 1;
+        nodes.add(provider, operator);
     }
-    match providers.is_empty() {
+    match nodes.is_empty() {
         true => Err("the profile holds no nodes".into()),
-        false => Ok((providers, operators)),
+        false => Ok(nodes),
     }
 }
 
@@ -94,9 +100,9 @@ mod tests {
             {"name":"a_kernel_time","args":{"provider":"P","op_name":"MatMul"}},
             {"name":"b_kernel_time","args":{"provider":"P","op_name":"Add"}},
             {"name":"b_fence_before","args":{"op_name":"Add"}}]"#;
-        let (providers, operators) = count(profile).unwrap();
-        assert_eq!(providers["P"], 2);
-        assert_eq!(operators["MatMul"], 1);
+        let nodes = count(profile).unwrap();
+        assert_eq!(nodes.by_provider()["P"], 2);
+        assert_eq!(nodes.by_operator()["MatMul"], 1);
         assert!(count(b"[]").is_err());
         assert!(count(b"[{").is_err());
         assert!(count(br#"[{"name":"a_kernel_time","args":{}}]"#).is_err());

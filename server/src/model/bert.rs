@@ -4,7 +4,9 @@
 //! `SkipLayerNormalization`, `BiasGelu`). In int8 each encoder layer is one operator of Flashbulb's own
 //! (`flashbulb.EncoderLayer`, see [`super::int8`]), which ONNX Runtime runs on its CPU provider. The graph takes
 //! `input_ids` alone: a text runs by itself at its exact length, so the attention mask is all ones and is left out, and
-//! the token type is always 0 and is added to the position table. Invariant: every number comes from the model's own
+//! the token type is always 0 and is added to the position table. The graph for many texts at once, in floats, takes an
+//! `attention_mask` too. For providers that do not know the fused operators there is the float graph in standard ones
+//! (see [`super::standard`]). Invariant: every number comes from the model's own
 //! configuration and weights. It must not know ONNX Runtime's API or files other than the weights.
 
 use super::graph::{Attr, Dim, GraphWriter, MICROSOFT, ONNX};
@@ -22,6 +24,11 @@ pub enum Weighting<'a> {
         /// Whether to add the calibration outputs.
         probes: bool,
     },
+    /// 32-bit floats, for texts of different lengths in one run: ones in the input `attention_mask` (i32,
+    /// `[batch, tokens]`) say which tokens are a text's own, the zeros after them are padding.
+    MaskedF32,
+    /// 32-bit floats, in operators of the ONNX standard alone.
+    StandardF32,
     /// Signed bytes with the given outlier plans, `plans[layer][site]` in the order of [`Site::ALL`].
     Int8 {
         /// One plan a layer and site.
@@ -41,10 +48,11 @@ pub fn probe_name(layer: usize, site: Site) -> String {
 }
 
 /// Compiles `weights` as `spec` describes them; the bytes are an ONNX file with one input `input_ids` (i32,
-/// `[batch, tokens]`) and the output `sentence_embedding` (f32, `[batch, hidden]`, unit length).
+/// `[batch, tokens]`; see also [`Weighting::MaskedF32`]) and the output `sentence_embedding` (f32, `[batch, hidden]`, unit
+/// length).
 ///
 /// # Errors
-/// The weights lack a tensor or have another shape than `spec` says.
+/// The weights lack a tensor or have another shape than `spec` says; or a mask is wanted where the last token is pooled.
 pub fn compile(
     spec: &ModelSpec,
     weights: &Weights,
@@ -59,12 +67,18 @@ pub fn compile(
             ),
         });
     }
+    if matches!(options.weighting, Weighting::MaskedF32) && !spec.pooling.bears_padding() {
+        return Err(ModelError::Invalid {
+            path: spec.dir.clone(),
+            what: "the last token of a padded text is not at the end".to_owned(),
+        });
+    }
     let mut compiler =
         Compiler { spec, weights, weighting: &options.weighting, graph: GraphWriter::default() };
     compiler.embeddings()?;
     for layer in 0..spec.layers {
         match options.weighting {
-            Weighting::F32 { .. } => {
+            Weighting::F32 { .. } | Weighting::MaskedF32 | Weighting::StandardF32 => {
                 compiler.attention(layer)?;
                 compiler.feed_forward(layer)?;
             }
@@ -99,14 +113,33 @@ impl Compiler<'_> {
         self.graph.floats("words", &[vocab, hidden], &words);
         self.graph.floats("positions", &[positions - position_offset, hidden], table);
         self.norm_constants("embeddings.LayerNorm", "norm_x0")?;
+        if self.is_standard() {
+            self.standard_embeddings();
+            return Ok(());
+        }
+        let mut inputs =
+            vec!["input_ids", "", "words", "positions", "", "norm_x0_weight", "norm_x0_bias"];
+        if self.masked() {
+            self.graph.input("attention_mask", &[Dim::Named("batch"), Dim::Named("tokens")]);
+            inputs.push("attention_mask");
+        }
         self.graph.node(
             MICROSOFT,
             "EmbedLayerNormalization",
-            &["input_ids", "", "words", "positions", "", "norm_x0_weight", "norm_x0_bias"],
+            &inputs,
+            // Of a mask, the second output has how many ones each text has.
             &["x0", "x0_mask"],
             &[Attr::Float("epsilon", self.spec.eps)],
         );
         Ok(())
+    }
+
+    fn is_standard(&self) -> bool {
+        matches!(self.weighting, Weighting::StandardF32)
+    }
+
+    fn masked(&self) -> bool {
+        matches!(self.weighting, Weighting::MaskedF32)
     }
 
     /// Queries, keys and values side by side, `[hidden, 3 · hidden]`, and their biases.
@@ -156,8 +189,16 @@ impl Compiler<'_> {
         self.probe(layer, Site::Attention, &x);
         self.graph.floats(&name, &[hidden, 3 * hidden], &matrix);
         self.graph.floats(&bias_name, &[3 * hidden], &bias);
-        let heads = [Attr::Int("num_heads", self.spec.heads as i64)];
-        self.graph.node(MICROSOFT, "Attention", &[&x, &name, &bias_name], &[&out], &heads);
+        if self.is_standard() {
+            self.standard_attention(&x, &name, &bias_name, &out);
+        } else {
+            let heads = [Attr::Int("num_heads", self.spec.heads as i64)];
+            let mut inputs = vec![x.as_str(), &name, &bias_name];
+            if self.masked() {
+                inputs.push("x0_mask");
+            }
+            self.graph.node(MICROSOFT, "Attention", &inputs, &[&out], &heads);
+        }
         let from = format!("encoder.layer.{layer}.attention.output");
         self.dense_and_norm(&from, &out, hidden, &x, &format!("y{layer}"))
     }
@@ -180,6 +221,9 @@ impl Compiler<'_> {
     fn activate(&mut self, input: &str, bias: &str, layer: usize) -> String {
         let out = format!("active{layer}");
         match self.spec.activation {
+            Activation::Gelu | Activation::GeluTanh if self.is_standard() => {
+                self.standard_gelu(input, bias, &out);
+            }
             Activation::Gelu => {
                 self.graph.node(MICROSOFT, "BiasGelu", &[input, bias], &[&out], &[])
             }
@@ -224,6 +268,10 @@ impl Compiler<'_> {
         self.multiply(input, &product, &matrix, hidden);
         self.norm_constants(&format!("{from}.LayerNorm"), &name)?;
         self.graph.floats(&format!("{name}_dense_bias"), &[hidden], &bias);
+        if self.is_standard() {
+            self.standard_skip_norm(&product, skip, &name, out);
+            return Ok(());
+        }
         let [weight, norm_bias, dense_bias] =
             ["weight", "bias", "dense_bias"].map(|part| format!("{name}_{part}"));
         self.graph.node(
@@ -249,6 +297,17 @@ impl Compiler<'_> {
         self.graph.output(&name, &[Dim::Fixed(channels)]);
     }
 
+    /// `tokens` with zeros for the padding. A mean over them is too short, and is brought to unit length anyhow.
+    fn own_tokens(&mut self, tokens: &str) -> String {
+        let to_float = [Attr::Int("to", 1)];
+        self.graph.node(ONNX, "Cast", &["attention_mask"], &["own"], &to_float);
+        // The first two lengths stay, a third of one is added.
+        self.graph.ints("own_shape", &[0, 0, 1]);
+        self.graph.node(ONNX, "Reshape", &["own", "own_shape"], &["own_column"], &[]);
+        self.graph.node(ONNX, "Mul", &[tokens, "own_column"], &["own_tokens"], &[]);
+        "own_tokens".to_owned()
+    }
+
     fn pool(&mut self) {
         let last = format!("x{}", self.spec.layers);
         let token = |graph: &mut GraphWriter, at: i64| {
@@ -266,7 +325,8 @@ impl Compiler<'_> {
             Pooling::LastToken => token(&mut self.graph, -1),
             Pooling::Mean => {
                 let axes = [Attr::Ints("axes", &[1]), Attr::Int("keepdims", 0)];
-                self.graph.node(ONNX, "ReduceMean", &[&last], &["pooled"], &axes);
+                let own = if self.masked() { self.own_tokens(&last) } else { last };
+                self.graph.node(ONNX, "ReduceMean", &[&own], &["pooled"], &axes);
             }
         }
         let unit = [Attr::Int("axis", -1), Attr::Int("p", 2)];

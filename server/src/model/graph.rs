@@ -57,6 +57,12 @@ impl GraphWriter {
         self.constant(name, shape, data_type::INT8, raw);
     }
 
+    /// An i64 constant of one dimension.
+    pub fn ints(&mut self, name: &str, values: &[i64]) {
+        let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(name, &[values.len()], data_type::INT64, raw);
+    }
+
     /// An i64 scalar.
     pub fn int(&mut self, name: &str, value: i64) {
         self.constant(name, &[], data_type::INT64, value.to_le_bytes().to_vec());

@@ -11,6 +11,7 @@ mod int8;
 mod proto;
 mod quant;
 mod spec;
+mod standard;
 mod weights;
 
 pub use bert::{CompileOptions, GRAPH_VERSION, Weighting, compile, probe_name};

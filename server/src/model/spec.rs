@@ -44,6 +44,13 @@ pub enum Pooling {
     LastToken,
 }
 
+impl Pooling {
+    /// Whether tokens may follow a text's own without changing what is pooled from a graph that masks them.
+    pub fn bears_padding(self) -> bool {
+        self != Self::LastToken
+    }
+}
+
 /// Where the numbers are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {

@@ -130,6 +130,15 @@ pub enum ProvisionError {
         /// The pinned ones.
         supported: String,
     },
+    /// No pinned runtime for an accelerator of this machine.
+    #[error(
+        "no ONNX Runtime package with an accelerator is pinned for {platform}. Point FLASHBULB_ORT (or --runtime) to the \
+         libonnxruntime of a build with one, or leave --device out"
+    )]
+    NoAccelerated {
+        /// This machine.
+        platform: String,
+    },
     /// A path given by the user does not hold what it should.
     #[error("{path}: {what}; correct the path or leave it out")]
     BadPath {
@@ -140,7 +149,7 @@ pub enum ProvisionError {
     },
     /// The disk is full.
     #[error(
-        "{path}: the disk is full; about 220 MB are needed under the data folder. Free some space and run `flashbulb setup` again"
+        "{path}: the disk is full; about 220 MB are needed under the data folder, 600 MB more for a GPU. Free some space and run `flashbulb setup` again"
     )]
     DiskFull {
         /// Where it was written.

@@ -19,7 +19,7 @@ pub use error::ProvisionError;
 pub use files::{hex, sha256, size_and_time};
 pub use progress::{Drawn, Logged, Progress, Quiet};
 
-use pins::Component;
+use pins::{Accelerated, Component};
 
 /// Where Flashbulb keeps what is not the user's own data.
 #[derive(Debug, Clone)]
@@ -54,11 +54,26 @@ impl Places {
     }
 }
 
+/// Which of the pinned runtimes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Build {
+    /// The one for the processor.
+    #[default]
+    Cpu,
+    /// The one for an accelerator if it was installed, else the one for the processor: it is large, so only
+    /// [`setup`] fetches it.
+    AcceleratedIfInstalled,
+    /// The one for an accelerator.
+    Accelerated,
+}
+
 /// What the user asked for.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
     /// A libonnxruntime to use instead of the pinned one.
     pub runtime: Option<PathBuf>,
+    /// Which pinned runtime, where none is named.
+    pub build: Build,
     /// A model folder to use instead of the default model.
     pub model: Option<PathBuf>,
     /// The interpreter whose pip fetches; `python3`, then `python`, when none is given.
@@ -131,6 +146,7 @@ pub fn setup_in(
     bundle: Option<&Path>,
     progress: &dyn Progress,
 ) -> Result<Provisioned, ProvisionError> {
+    let components = needed(places, wanted)?;
     let provisioned = install(places, wanted, from, progress)?;
     if let Some(to) = bundle {
         let custom = wanted.runtime.as_deref().or(wanted.model.as_deref());
@@ -142,7 +158,7 @@ pub fn setup_in(
         }
         let step = format!("writing the bundle {}", to.display());
         progress.step(&step);
-        bundle::write(&[&runtime()?.runtime, &pins::MODEL], &places.data_dir, to)?;
+        bundle::write(&components, &places.data_dir, to)?;
         progress.done(&step);
     }
     Ok(provisioned)
@@ -154,7 +170,7 @@ pub fn setup_in(
 /// A file is missing or damaged.
 pub fn verify_files(places: &Places, wanted: &Wanted) -> Result<Vec<Verified>, ProvisionError> {
     let mut verified = Vec::new();
-    for component in needed(wanted)? {
+    for component in needed(places, wanted)? {
         let dir = places.data_dir.join(folder_name(component));
         let expected = expected_sums(component);
         if let Some(damage) = files::damage(&dir, &expected) {
@@ -177,21 +193,38 @@ fn expected_sums(component: &Component) -> Vec<(&'static str, &'static str)> {
     component.files.iter().map(|file| (file.path, file.sha256)).collect()
 }
 
-fn runtime() -> Result<&'static pins::Platform, ProvisionError> {
-    pins::platform().ok_or_else(|| {
+/// The pinned runtime that `wanted` means, and its library's name in it.
+fn runtime(
+    places: &Places,
+    wanted: &Wanted,
+) -> Result<(&'static Component, &'static str), ProvisionError> {
+    let here = format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH);
+    let platform = pins::platform().ok_or_else(|| {
         let list = pins::PLATFORMS.iter().map(|p| format!("{}-{}", p.os, p.arch));
-        ProvisionError::UnsupportedPlatform {
-            platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
-            supported: list.collect::<Vec<_>>().join(", "),
+        let supported = list.collect::<Vec<_>>().join(", ");
+        ProvisionError::UnsupportedPlatform { platform: here.clone(), supported }
+    })?;
+    let component = match (wanted.build, &platform.accelerated) {
+        (Build::Accelerated, Accelerated::None) => {
+            return Err(ProvisionError::NoAccelerated { platform: here });
         }
-    })
+        (Build::Accelerated, Accelerated::Apart(apart)) => apart,
+        // A damaged one is mended or refused like any other, not passed over.
+        (Build::AcceleratedIfInstalled, Accelerated::Apart(apart))
+            if places.data_dir.join(folder_name(apart)).is_dir() =>
+        {
+            apart
+        }
+        _ => &platform.runtime,
+    };
+    Ok((component, platform.library))
 }
 
 /// The components that the user did not replace by his own.
-fn needed(wanted: &Wanted) -> Result<Vec<&'static Component>, ProvisionError> {
+fn needed(places: &Places, wanted: &Wanted) -> Result<Vec<&'static Component>, ProvisionError> {
     let mut components = Vec::new();
     if wanted.runtime.is_none() {
-        components.push(&runtime()?.runtime);
+        components.push(runtime(places, wanted)?.0);
     }
     if wanted.model.is_none() {
         components.push(&pins::MODEL);
@@ -205,7 +238,7 @@ fn install(
     from: Option<&Path>,
     progress: &dyn Progress,
 ) -> Result<Provisioned, ProvisionError> {
-    let components = needed(wanted)?;
+    let components = needed(places, wanted)?;
     let is_whole = |component: &&&Component| {
         files::is_untouched(
             &places.data_dir.join(folder_name(component)),
@@ -242,8 +275,8 @@ fn provisioned(places: &Places, wanted: &Wanted) -> Result<Provisioned, Provisio
             });
         }
         None => {
-            let platform = runtime()?;
-            places.data_dir.join(folder_name(&platform.runtime)).join(platform.library)
+            let (component, library) = runtime(places, wanted)?;
+            places.data_dir.join(folder_name(component)).join(library)
         }
     };
     let model_dir = match &wanted.model {

@@ -60,6 +60,18 @@ pub struct Platform {
     pub runtime: Component,
     /// The library's name inside the installed folder.
     pub library: &'static str,
+    /// Where a runtime that can use an accelerator comes from.
+    pub accelerated: Accelerated,
+}
+
+/// A runtime that can use an accelerator.
+pub enum Accelerated {
+    /// It is the ordinary one.
+    Same,
+    /// It has a package of its own, with the same name of the library.
+    Apart(Component),
+    /// None is pinned.
+    None,
 }
 
 /// Every platform with a pinned runtime.
@@ -68,6 +80,38 @@ pub const PLATFORMS: [Platform; 3] = [
         os: "linux",
         arch: "x86_64",
         library: "libonnxruntime.so",
+        accelerated: Accelerated::Apart(Component {
+            kind: "runtime",
+            package: "onnxruntime-gpu",
+            version: "1.31.1",
+            folder: "onnxruntime-gpu",
+            platform_tag: Some("manylinux_2_28_x86_64"),
+            archive_sha256: "f659529e07c21ec6b6179fd1bfaf82ffb7c3dc9c0916e18f6f313f9a690891be",
+            archive_bytes: 255_567_609,
+            files: &[
+                file(
+                    "onnxruntime/capi/libonnxruntime.so.1.31.1",
+                    "libonnxruntime.so",
+                    "5104254339ecadae808da771bd0b63b240f0dbd466514234905e54372435c303",
+                ),
+                file(
+                    "onnxruntime/capi/libonnxruntime_providers_cuda.so",
+                    "libonnxruntime_providers_cuda.so",
+                    "f62fddac1a32c2893ba9268058fa91e38d14d5ce5609c6e31e7e8b7d61f97e26",
+                ),
+                file(
+                    "onnxruntime/capi/libonnxruntime_providers_shared.so",
+                    "libonnxruntime_providers_shared.so",
+                    "086ec1d5388f64153d9c63470d126693db9a182c8ce236d3a1119068471b8a0d",
+                ),
+                ORT_LICENSE,
+                file(
+                    "onnxruntime/ThirdPartyNotices.txt",
+                    "ThirdPartyNotices.txt",
+                    "143764b952fdb1a7c69ce653bfba74a7744d6a8a573bfb73e235fba356c83de3",
+                ),
+            ],
+        }),
         runtime: Component {
             kind: "runtime",
             package: "onnxruntime",
@@ -91,6 +135,7 @@ pub const PLATFORMS: [Platform; 3] = [
         os: "linux",
         arch: "aarch64",
         library: "libonnxruntime.so",
+        accelerated: Accelerated::None,
         runtime: Component {
             kind: "runtime",
             package: "onnxruntime",
@@ -114,6 +159,8 @@ pub const PLATFORMS: [Platform; 3] = [
         os: "macos",
         arch: "aarch64",
         library: "libonnxruntime.dylib",
+        // CoreML is in it.
+        accelerated: Accelerated::Same,
         runtime: Component {
             kind: "runtime",
             package: "onnxruntime",
@@ -212,9 +259,17 @@ pub fn platform() -> Option<&'static Platform> {
 mod tests {
     use super::*;
 
+    fn runtimes(platform: &Platform) -> Vec<&Component> {
+        let mut runtimes = vec![&platform.runtime];
+        if let Accelerated::Apart(apart) = &platform.accelerated {
+            runtimes.push(apart);
+        }
+        runtimes
+    }
+
     #[test]
     fn every_sum_is_a_sha256() {
-        let components = PLATFORMS.iter().map(|p| &p.runtime).chain([&MODEL]);
+        let components = PLATFORMS.iter().flat_map(runtimes).chain([&MODEL]);
         for component in components {
             let sums = component.files.iter().map(|f| f.sha256).chain([component.archive_sha256]);
             for sum in sums {
@@ -226,7 +281,9 @@ mod tests {
     #[test]
     fn every_platform_installs_its_library() {
         for platform in &PLATFORMS {
-            assert!(platform.runtime.files.iter().any(|file| file.path == platform.library));
+            for runtime in runtimes(platform) {
+                assert!(runtime.files.iter().any(|file| file.path == platform.library));
+            }
         }
     }
 }

@@ -31,6 +31,9 @@ pub struct Limits {
     pub drain_ms: u64,
     /// Milliseconds that `memory.add` with `wait = searchable` waits.
     pub searchable_wait_ms: u64,
+    /// Milliseconds within which a search without `deadline_ms` is to be answered; where a line stands, those that could not
+    /// be are refused with `Busy`.
+    pub promise_ms: u64,
     /// Milliseconds for `memory.search` without `deadline_ms`.
     pub default_deadline_ms: u64,
     /// Largest `deadline_ms`.
@@ -77,6 +80,7 @@ impl Default for Limits {
             write_ms: 5_000,
             drain_ms: 10_000,
             searchable_wait_ms: 60_000,
+            promise_ms: 10,
             default_deadline_ms: 10_000,
             max_deadline_ms: 600_000,
             items: 1_000,

@@ -337,6 +337,26 @@ pub struct ExportParams {
     pub path: String,
 }
 
+/// A format of `admin.metrics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MetricsFormat {
+    /// The OpenMetrics text.
+    #[default]
+    OpenMetrics,
+    /// An object with finer buckets.
+    Json,
+}
+
+/// `admin.metrics`.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsParams {
+    /// `openmetrics` when left out.
+    #[serde(default)]
+    pub format: MetricsFormat,
+}
+
 /// `admin.snapshot`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -5,7 +5,7 @@
 
 use crate::rpc::time::TsMs;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -128,7 +128,9 @@ pub struct HitOut {
 pub struct TookUs {
     /// Waiting: for earlier requests of the connection, for `min_seq`, for an embedding session.
     pub queue: u64,
-    /// Tokenising and embedding.
+    /// Cutting the query into tokens and windows; 0 where its vector was kept or given.
+    pub tokenise: u64,
+    /// The model, or finding a vector that was kept: then at least 1. 0 where a vector was given.
     pub embed: u64,
     /// Search by meaning.
     pub dense: u64,
@@ -279,6 +281,50 @@ pub struct HealthResult {
     pub took_us: HealthTookUs,
     /// As in `memory.search`.
     pub degraded: Vec<String>,
+}
+
+/// Result of `admin.metrics`: one of the two, as `format` asked for.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum MetricsResult {
+    /// `openmetrics`.
+    OpenMetrics {
+        /// What to serve the text as.
+        content_type: &'static str,
+        /// The text, which ends with `# EOF`.
+        text: String,
+    },
+    /// `json`.
+    Json(MetricsReading),
+}
+
+/// All metrics at one time, with their finest buckets.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+pub struct MetricsReading {
+    /// Milliseconds since 1970.
+    pub at_ms: i64,
+    /// Counts since start, by name and labels as they stand in the text.
+    pub counters: BTreeMap<String, u64>,
+    /// What is now, named in the same way.
+    pub gauges: BTreeMap<String, f64>,
+    /// Durations; a histogram in which nothing was counted yet is left out.
+    pub histograms: Vec<HistogramOut>,
+}
+
+/// Durations since start.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct HistogramOut {
+    /// The name in the text.
+    pub name: String,
+    /// `method`, and `stage` where there is one.
+    pub labels: BTreeMap<String, String>,
+    /// How many were counted: the sum over the buckets.
+    pub count: u64,
+    /// All together in microseconds, rounded down.
+    pub sum_us: u64,
+    /// Buckets with something in them: the upper edge in microseconds, itself included, and the count, not cumulative.
+    /// An edge is at most a tenth above the one before; `null` stands for what is longer than 100 s.
+    pub buckets: Vec<(Option<f64>, u64)>,
 }
 
 /// Result of `admin.shutdown`.

@@ -3,13 +3,16 @@
 //! Invariant: `admin.status` reports what is, read at the moment of the call. Nothing here may show one space's content to
 //! another; names and sizes of spaces are for the one user whom the socket lets in.
 
-use crate::rpc::params::{NoParams, SnapshotParams, SpaceParams};
-use crate::rpc::results::{DropResult, Report, ShutdownResult, SpacesResult};
+use crate::rpc::params::{MetricsFormat, MetricsParams, NoParams, SnapshotParams, SpaceParams};
+use crate::rpc::results::{DropResult, MetricsResult, Report, ShutdownResult, SpacesResult};
 use crate::rpc::{ErrorCode, RpcError};
-use crate::service::Context;
+use crate::service::clock::Stage;
 use crate::service::errors::of_engine;
+use crate::service::health;
 use crate::service::lifecycle::Cause;
+use crate::service::metrics::{self, CONTENT_TYPE};
 use crate::service::validate;
+use crate::service::{Context, Service};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -58,8 +61,11 @@ pub fn space_stats(context: &Context, params: SpaceParams) -> Result<Report, Rpc
 /// `NoSuchSpace`, and what the log says.
 pub fn space_drop(context: &Context, params: SpaceParams) -> Result<DropResult, RpcError> {
     let space = validate::space(&params.space)?;
-    let dropped = context.service.store.drop_space(&space).map_err(of_engine)?;
-    context.service.upkeep.wake();
+    context.clock.skip();
+    let dropped = context.service.store.drop_space(&space);
+    context.clock.mark(Stage::Store);
+    let dropped = dropped.map_err(of_engine)?;
+    context.service.background.wake();
     Ok(DropResult { dropped })
 }
 
@@ -76,20 +82,54 @@ pub fn status(context: &Context, NoParams {}: NoParams) -> Result<Report, RpcErr
         "uptime_ms": u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
         "socket": service.place.socket,
         "store_dir": service.place.store_dir,
-        "embedder": service.embed_ran_whole,
+        "embedder": embedder(service)?,
         "store": json_of(&service.store.status())?,
         "recovery": json_of(service.store.recovery())?,
         "lanes": {
             "interactive": service.interactive.status(),
             "queries_kept": service.queries.kept(),
+            "queries_kept_limit": service.queries.limit(),
             "bulk": service.bulk.status(),
-            "upkeep": { "priority": service.upkeep.priority() },
         },
+        "background": service.background.status(),
+        "degraded": health::degraded(context),
         "connections": service.connections.taken(),
         "requests_in_flight": service.in_flight.taken(),
         "counters": service.counters.read(),
         "limits": service.limits,
     })))
+}
+
+/// Handles `admin.metrics`.
+///
+/// # Errors
+/// None of its own.
+pub fn metrics(context: &Context, params: MetricsParams) -> Result<MetricsResult, RpcError> {
+    let exposition = metrics::collect(&context.service);
+    match params.format {
+        MetricsFormat::Json => Ok(MetricsResult::Json(exposition.reading(now_ms()))),
+        MetricsFormat::OpenMetrics => {
+            let text = exposition.text().map_err(|error| {
+                RpcError::new(
+                    ErrorCode::InternalError,
+                    format!("the metrics could not be written as text: {error}"),
+                )
+            })?;
+            Ok(MetricsResult::OpenMetrics { content_type: CONTENT_TYPE, text })
+        }
+    }
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+/// What the embedder ran on, with the device that was wanted beside the one that is used.
+fn embedder(service: &Service) -> Result<Value, RpcError> {
+    let mut embedder = json_of(&service.embed_ran_whole)?;
+    embedder["device"] = json_of(&service.device)?;
+    Ok(embedder)
 }
 
 /// Handles `admin.verify`.

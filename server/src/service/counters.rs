@@ -36,6 +36,10 @@ counters! {
     errors,
     /// Requests answered with `Busy`.
     busy,
+    /// Searches and small adds that were not embedded because their deadline had passed.
+    cancelled_deadline,
+    /// Searches that were not embedded because their client had gone.
+    cancelled_gone,
     /// Handlers that panicked; each is a bug worth reporting.
     panics,
     /// Searches.
@@ -44,6 +48,8 @@ counters! {
     memories_added,
     /// Queries whose vector was kept from an earlier one in the same space.
     queries_cached,
+    /// Queries that were embedded, because none was kept.
+    queries_not_cached,
     /// Windows embedded for queries and small adds.
     windows_interactive,
     /// Windows embedded by the bulk lane.

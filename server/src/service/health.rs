@@ -9,6 +9,9 @@ use crate::rpc::params::NoParams;
 use crate::rpc::results::{HealthResult, HealthTookUs, RanOut, SearchRan};
 use crate::rpc::{ErrorCode, RpcError};
 use crate::service::Context;
+use crate::service::clock::Stage;
+use crate::service::lanes::interactive::Wanted;
+use crate::service::lanes::line::Until;
 use crate::service::output::micros;
 use flashbulb_engine::index::{Accept, RowSource, Scratch, SearchParams, VectorIndex, VectorNo};
 use flashbulb_kernels::Kernels;
@@ -92,10 +95,18 @@ impl Probe {
 pub fn health(context: &Context, NoParams {}: NoParams) -> Result<HealthResult, RpcError> {
     let service = &context.service;
     let begun = Instant::now();
-    let embedded = service.interactive.embed_query(TEXTS[0], begun + DEADLINE)?;
+    let until = Until { deadline: begun + DEADLINE, promise: None };
+    let wanted = Wanted { until, gone: &|| context.is_gone() };
+    context.clock.skip();
+    let embedded = service.interactive.embed_query(TEXTS[0], &wanted)?;
+    context.clock.mark_with(
+        Stage::Embed,
+        &[(Stage::Queue, embedded.waited), (Stage::Tokenise, embedded.tokenised)],
+    );
     let embed = begun.elapsed();
     let searching = Instant::now();
     let search = service.probe.search(&embedded.vectors[0])?;
+    context.clock.mark(Stage::Dense);
     let took_us = HealthTookUs {
         embed: micros(embed),
         search: micros(searching.elapsed()),
@@ -110,16 +121,17 @@ pub fn health(context: &Context, NoParams {}: NoParams) -> Result<HealthResult, 
     })
 }
 
-fn degraded(context: &Context) -> Vec<String> {
+/// What is less than it should be, for `admin.*`.
+pub(crate) fn degraded(context: &Context) -> Vec<String> {
     let bulk = context.service.bulk.status();
-    let mut degraded = Vec::new();
+    let mut degraded = Vec::from_iter(context.service.device.degraded());
     if bulk.failed > 0 {
         degraded.push(format!(
             "embedding_failed: {} memories could not be embedded; `admin.status` says why",
             bulk.failed
         ));
     }
-    for priority in bulk.priority.iter().chain([&context.service.upkeep.priority()]) {
+    for priority in bulk.priority.iter().chain([&context.service.background.priority()]) {
         if priority != "SCHED_IDLE" && priority != "starting" {
             degraded.push(format!("priority: {priority}"));
         }

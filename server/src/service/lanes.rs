@@ -15,6 +15,7 @@ pub mod bulk;
 pub mod cache;
 pub mod idle;
 pub mod interactive;
+pub mod line;
 
 pub use bulk::{Bulk, BulkStatus};
 pub use cache::QueryCache;

@@ -11,9 +11,11 @@ use crate::rpc::results::{
     AddResult, AddedItem, AddedStatus, DeleteResult, ItemsResult, UpdateResult,
 };
 use crate::rpc::{ErrorCode, RpcError};
+use crate::service::clock::Stage;
 use crate::service::counters::count;
 use crate::service::errors::of_engine;
-use crate::service::lanes;
+use crate::service::lanes::line::Until;
+use crate::service::lanes::{self, interactive};
 use crate::service::output::{CHUNK, Room, memory};
 use crate::service::{Context, Service, validate};
 use flashbulb_engine as engine;
@@ -45,16 +47,21 @@ pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> 
     let front = small || (waits && lanes::may_overtake(&items));
     let texts: Vec<String> =
         if inline { items.iter().map(|item| item.text.clone()).collect() } else { Vec::new() };
-    let added = store(service, &space, items, params.on_conflict)?;
+    context.clock.skip();
+    let added = store(service, &space, items, params.on_conflict);
+    context.clock.mark(Stage::Store);
+    let added = added?;
     let waiting: Vec<Seq> =
         added.items.iter().filter(|item| item.needs_vectors).map(|item| item.seq).collect();
     let left = if inline { embed_inline(context, &space, &added, &texts) } else { waiting };
     if left.is_empty() {
-        service.upkeep.wake();
+        service.background.wake();
     } else {
         service.bulk.added(&space, &left, front);
         if waits {
-            wait_for(context, &space, &left).map_err(|error| durable(error, added.seq))?;
+            let there = wait_for(context, &space, &left);
+            context.clock.mark(Stage::Queue);
+            there.map_err(|error| durable(error, added.seq))?;
         }
     }
     Ok(AddResult { seq: added.seq.0, items: added.items.into_iter().map(added_item).collect() })
@@ -107,11 +114,32 @@ fn embed_or_leave(context: &Context, space: &SpaceName, text: &str) -> Option<Ve
         count(&service.counters.texts_reused, 1);
         return Some(vectors);
     }
-    let deadline = context.arrived() + Duration::from_millis(service.limits.searchable_wait_ms);
-    match service.interactive.embed_document(text, deadline) {
-        Ok(embedded) => Some(embedded.vectors),
+    let wanted = interactive::Wanted {
+        until: Until {
+            deadline: context.arrived() + Duration::from_millis(service.limits.searchable_wait_ms),
+            promise: Some(Duration::from_millis(service.limits.promise_ms)),
+        },
+        // It is stored already, and shall be found whether or not somebody waits for it.
+        gone: &|| false,
+    };
+    let clock = &context.clock;
+    clock.skip();
+    match service.interactive.embed_document(text, &wanted) {
+        Ok(embedded) => {
+            clock.mark_with(
+                Stage::Embed,
+                &[(Stage::Queue, embedded.waited), (Stage::Tokenise, embedded.tokenised)],
+            );
+            Some(embedded.vectors)
+        }
         Err(error) => {
-            tracing::warn!(%error, "a text is left to the bulk lane");
+            if error.is(ErrorCode::Embedding) {
+                clock.mark(Stage::Embed);
+                tracing::warn!(%error, "a text is left to the bulk lane");
+            } else {
+                clock.mark(Stage::Queue);
+                tracing::debug!(%error, "a text is left to the bulk lane");
+            }
             None
         }
     }
@@ -129,7 +157,10 @@ fn embed_inline(context: &Context, space: &SpaceName, added: &Added, texts: &[St
         }
     }
     let seqs: Vec<Seq> = ready.iter().map(|(seq, _)| *seq).collect();
-    if let Err(error) = service.store.set_vectors(space, ready) {
+    context.clock.skip();
+    let stored = service.store.set_vectors(space, ready);
+    context.clock.mark(Stage::Store);
+    if let Err(error) = stored {
         tracing::warn!(%error, "vectors of an add were not stored; the bulk lane makes them again");
         left.extend(seqs);
     }
@@ -200,6 +231,7 @@ pub fn get(context: &Context, params: GetParams) -> Result<ItemsResult, RpcError
     let service = &context.service;
     let space = validate::space(&params.space)?;
     validate::ids(&params.ids, &service.limits)?;
+    context.clock.skip();
     let mut room = Room::new(&service.limits);
     let mut items = Vec::with_capacity(params.ids.len());
     for ids in params.ids.chunks(CHUNK) {
@@ -211,6 +243,7 @@ pub fn get(context: &Context, params: GetParams) -> Result<ItemsResult, RpcError
             items.push(found.map(memory).transpose()?);
         }
     }
+    context.clock.mark(Stage::Fetch);
     Ok(ItemsResult { items, cursor: None })
 }
 
@@ -224,6 +257,7 @@ pub fn list(context: &Context, params: ListParams) -> Result<ItemsResult, RpcErr
     let filter = validate::filter(params.filter.as_ref())?;
     let limit = validate::number("limit", params.limit, 1, service.limits.list)?;
     let mut after = params.cursor.as_deref().map(cursor).transpose()?;
+    context.clock.skip();
     let mut room = Room::new(&service.limits);
     let mut items = Vec::new();
     loop {
@@ -236,6 +270,7 @@ pub fn list(context: &Context, params: ListParams) -> Result<ItemsResult, RpcErr
         }
         after = page.next;
         if after.is_none() || items.len() >= limit || room.is_full() {
+            context.clock.mark(Stage::Fetch);
             return Ok(ItemsResult { items, cursor: after.map(|seq| seq.0.to_string()) });
         }
     }
@@ -257,6 +292,7 @@ pub fn around(context: &Context, params: AroundParams) -> Result<ItemsResult, Rp
     validate::id("id", &params.id, &service.limits)?;
     let before = validate::number("before", params.before, 0, service.limits.around)?;
     let after = validate::number("after", params.after, 0, service.limits.around)?;
+    context.clock.skip();
     let mut room = Room::new(&service.limits);
     let mut items = Vec::new();
     let found = service.store.around(&space, &params.id, before, after).map_err(of_engine)?;
@@ -265,6 +301,7 @@ pub fn around(context: &Context, params: AroundParams) -> Result<ItemsResult, Rp
         room.take(&found);
         items.push(Some(memory(found)?));
     }
+    context.clock.mark(Stage::Fetch);
     Ok(ItemsResult { items, cursor: None })
 }
 
@@ -284,14 +321,14 @@ pub fn update(context: &Context, params: UpdateParams) -> Result<UpdateResult, R
             patch.text_vectors = embed_or_leave(context, &space, text);
         }
     }
-    let updated = service
-        .store
-        .update(&space, &params.id, patch, params.if_seq.map(Seq))
-        .map_err(of_engine)?;
+    context.clock.skip();
+    let updated = service.store.update(&space, &params.id, patch, params.if_seq.map(Seq));
+    context.clock.mark(Stage::Store);
+    let updated = updated.map_err(of_engine)?;
     if updated.needs_vectors {
         service.bulk.added(&space, &[updated.seq], true);
     } else {
-        service.upkeep.wake();
+        service.background.wake();
     }
     Ok(UpdateResult { updated: 1, seq: updated.seq.0 })
 }
@@ -316,12 +353,12 @@ pub fn delete(context: &Context, params: DeleteParams) -> Result<DeleteResult, R
             return Err(RpcError::invalid("ids", "give either `ids` or `filter`"));
         }
     };
-    let deleted = service
-        .store
-        .delete(&space, &what, params.dry_run, params.expect_count)
-        .map_err(of_engine)?;
+    context.clock.skip();
+    let deleted = service.store.delete(&space, &what, params.dry_run, params.expect_count);
+    context.clock.mark(Stage::Store);
+    let deleted = deleted.map_err(of_engine)?;
     if !params.dry_run {
-        service.upkeep.wake();
+        service.background.wake();
     }
     Ok(DeleteResult {
         matched: deleted.matched,

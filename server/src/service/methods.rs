@@ -6,11 +6,11 @@
 use crate::methods;
 use crate::rpc::params::{
     AddParams, AroundParams, ContextParams, DeleteParams, ExportParams, GetParams, ImportParams,
-    ListParams, NoParams, SearchParams, SnapshotParams, SpaceParams, UpdateParams,
+    ListParams, MetricsParams, NoParams, SearchParams, SnapshotParams, SpaceParams, UpdateParams,
 };
 use crate::rpc::results::{
     AddResult, ContextResult, DeleteResult, DropResult, ExportResult, HealthResult, ImportResult,
-    ItemsResult, Report, SearchResult, ShutdownResult, SpacesResult, UpdateResult,
+    ItemsResult, MetricsResult, Report, SearchResult, ShutdownResult, SpacesResult, UpdateResult,
 };
 use crate::rpc::{Method, RpcError, openrpc};
 use crate::service::Context;
@@ -61,6 +61,8 @@ pub static METHODS: &[Method<Context>] = methods! { Context;
         "Embeds a real text and runs a real search, and says on what.";
     "admin.status" => admin::status, NoParams => Report, false, [],
         "Says what the service is, what it is doing and what it allows.";
+    "admin.metrics" => admin::metrics, MetricsParams => MetricsResult, false, [],
+        "Gives counters, gauges and histograms since start, as OpenMetrics text or as JSON.";
     "admin.verify" => admin::verify, NoParams => Report, false, [Corrupt, Io],
         "Reads the whole store and reports every damage.";
     "admin.compact" => admin::compact, NoParams => Report, false, [DiskFull, OutcomeUnknown, Corrupt],
@@ -96,7 +98,7 @@ mod tests {
         for group in [
             "memory: add search context get list around update delete import export",
             "space: list stats drop",
-            "admin: health status verify compact snapshot shutdown",
+            "admin: health status metrics verify compact snapshot shutdown",
             "rpc: discover",
         ] {
             let (prefix, verbs) = group.split_once(": ").expect("written so above");

@@ -6,6 +6,8 @@
 //! carries that name. The service must not know sockets or frames.
 
 pub mod admin;
+pub mod background;
+pub mod clock;
 pub mod context;
 pub mod counters;
 pub mod errors;
@@ -15,27 +17,28 @@ pub mod lanes;
 pub mod lifecycle;
 pub mod memory;
 pub mod methods;
+pub mod metrics;
 pub mod output;
 pub mod search;
 pub mod transfer;
-pub mod upkeep;
 pub mod validate;
 
 pub use context::Context;
 pub use lifecycle::{Cause, Lifecycle};
 
-use crate::embed::{EmbedError, Embedder};
+use crate::embed::{DeviceState, EmbedError, Embedder};
 use crate::rpc::Limits;
+use background::Background;
 use counters::Counters;
 use flashbulb_engine::Store;
 use gate::Gate;
 use health::Probe;
 use lanes::{Bulk, Interactive, LaneError, QueryCache};
+use metrics::Metrics;
 use serde_json::value::RawValue;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
-use upkeep::Upkeep;
+use std::time::{Duration, Instant};
 
 /// How the service uses threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,12 +105,17 @@ pub struct Service {
     pub(crate) embed_cached: Box<RawValue>,
     /// What the embedder ran on with its counts of nodes, for `admin.*`.
     pub(crate) embed_ran_whole: Box<RawValue>,
+    /// Which device was wanted for the model, which is used, and why not the wanted one.
+    pub(crate) device: DeviceState,
     pub(crate) interactive: Interactive,
     pub(crate) queries: QueryCache,
     pub(crate) bulk: Bulk,
-    pub(crate) upkeep: Upkeep,
+    pub(crate) background: Background,
     pub(crate) probe: Probe,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) metrics: Metrics,
+    /// Requests that take longer are logged.
+    pub(crate) slow: Duration,
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) in_flight: Arc<Gate>,
     pub(crate) connections: Arc<Gate>,
@@ -117,7 +125,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts the lanes and the upkeep of an open store.
+    /// Starts the lanes and the background work of an open store. Requests that take longer than `slow` are logged.
     ///
     /// # Errors
     /// When a session or a thread cannot be made, or the model cannot embed.
@@ -127,6 +135,7 @@ impl Service {
         threads: &Threads,
         limits: Limits,
         place: Place,
+        slow: Duration,
     ) -> Result<Arc<Self>, OpenError> {
         let store = Arc::new(store);
         let embedder = Arc::new(embedder);
@@ -139,17 +148,21 @@ impl Service {
             threads.interactive_helper,
             Arc::clone(&counters),
         )?;
-        let upkeep =
-            Upkeep::start(Arc::clone(&store), Arc::clone(&counters), Arc::clone(&lifecycle))
-                .map_err(LaneError::Thread)?;
-        let upkeep_thread = upkeep.waker();
+        let background = Background::start(
+            Arc::clone(&store),
+            interactive.at_work(),
+            Arc::clone(&counters),
+            Arc::clone(&lifecycle),
+        )
+        .map_err(LaneError::Thread)?;
+        let waker = background.waker();
         let bulk = Bulk::start(
             Arc::clone(&store),
             &embedder,
             threads.bulk,
             Arc::clone(&counters),
             Arc::clone(&lifecycle),
-            move || upkeep_thread.unpark(),
+            move || waker.unpark(),
         )?;
         let mut ran = serde_json::to_value(embedder.ran())?;
         let embed_ran_whole = serde_json::value::to_raw_value(&ran)?;
@@ -161,15 +174,18 @@ impl Service {
         let embed_cached = serde_json::value::to_raw_value(&ran)?;
         Ok(Arc::new(Self {
             store,
+            device: embedder.device().clone(),
             embed_ran,
             embed_cached,
             embed_ran_whole,
             interactive,
             queries: QueryCache::default(),
             bulk,
-            upkeep,
+            background,
             probe,
             counters,
+            metrics: Metrics::new(methods::METHODS.iter().map(|method| method.name)),
+            slow,
             lifecycle,
             in_flight: Gate::new(limits.requests_in_flight),
             connections: Gate::new(limits.connections),
@@ -191,13 +207,13 @@ impl Service {
         &self.limits
     }
 
-    /// Ends the lanes and the upkeep and closes the store; the service must be stopping.
+    /// Ends the lanes and the background work and closes the store; the service must be stopping.
     ///
     /// # Errors
     /// What the store says on closing; whatever was acknowledged is safe nevertheless.
     pub fn close(&self) -> Result<(), flashbulb_engine::Error> {
         self.bulk.stop();
-        self.upkeep.join();
+        self.background.join();
         self.store.close()
     }
 }

@@ -8,10 +8,12 @@ use crate::rpc::params::{ContextParams, Mode, NeighborParams, SearchParams};
 use crate::rpc::results::{
     ContextResult, HitOut, Neighbors, RanOut, Scores, SearchRan, SearchResult, TookUs,
 };
-use crate::rpc::{Limits, RpcError};
+use crate::rpc::{ErrorCode, Limits, RpcError};
+use crate::service::clock::{Stage, Stages};
 use crate::service::counters::count;
 use crate::service::errors::of_engine;
-use crate::service::lanes::interactive::{Lease, past_deadline};
+use crate::service::lanes::interactive::{self, Lease};
+use crate::service::lanes::line::{Until, past_deadline};
 use crate::service::output::{CHUNK, Room, memory, micros};
 use crate::service::{Context, validate};
 use flashbulb_engine::{Filter, Found, Hit, Query, Seq, SpaceName, TimeRange};
@@ -37,7 +39,7 @@ struct Wanted {
     neighbors: Option<(usize, usize)>,
     min_seq: Option<Seq>,
     explain: bool,
-    deadline: Instant,
+    until: Until,
 }
 
 /// Handles `memory.context`.
@@ -84,32 +86,61 @@ pub fn search(context: &Context, params: SearchParams) -> Result<SearchResult, R
     count(&service.counters.searches, 1);
     // An absent space must not cost an embedding, nor a wait.
     service.store.fetch(&wanted.space, &[]).map_err(of_engine)?;
-    let mut took = TookUs::default();
+    let clock = &context.clock;
+    clock.skip();
     if let Some(min_seq) = wanted.min_seq {
-        wait_for(context, &wanted, min_seq)?;
+        let there = wait_for(context, &wanted, min_seq);
+        clock.mark(Stage::Queue);
+        there?;
     }
-    let waited = context.arrived().elapsed();
-    let Embedded { vectors, ran: embed, lease } = vectors(context, &wanted, waited, &mut took)?;
+    let Embedded { vectors, ran: embed, lease } = vectors(context, &wanted)?;
     // Who waits for the session would take the processor from this search, which is nearly done: measured, 3 ms for one
     // in a hundred. A filter may make the search long; then nobody shall wait for it.
     let _lease = lease.filter(|_| wanted.filter.is_none());
-    let dense = Instant::now();
-    let (hits, mut search, waiting) = dense_search(context, &wanted, &vectors)?;
-    took.dense = micros(dense.elapsed());
-    if Instant::now() >= wanted.deadline {
+    clock.skip();
+    let found = dense_search(context, &wanted, &vectors);
+    clock.mark(Stage::Dense);
+    let (hits, mut search, waiting) = found?;
+    if Instant::now() >= wanted.until.deadline {
         return Err(past_deadline("the texts were fetched"));
     }
-    let fetch = Instant::now();
-    let hits = fetch_hits(context, &wanted, &hits)?;
-    took.fetch = micros(fetch.elapsed());
+    let hits = fetch_hits(context, &wanted, &hits);
+    clock.mark(Stage::Fetch);
+    let hits = hits?;
     if wanted.explain {
         search.windows = Some(vectors.len());
     } else {
         search.scanned = None;
     }
     let degraded = degraded(context, &wanted.space, waiting);
-    took.total = micros(context.arrived().elapsed());
+    let took = took(&clock.read(), context.arrived().elapsed());
     Ok(SearchResult { hits, took_us: took, ran: RanOut { embed, search }, degraded })
+}
+
+/// The stages as the answer has them; that it will be written later, it cannot know.
+fn took(stages: &Stages, total: Duration) -> TookUs {
+    let us = |stage| stages.micros(stage);
+    // A vector that was kept is found in less than a microsecond; zero is for searches without a text.
+    let embed = us(Stage::Embed).max(u64::from(stages.get(Stage::Embed).is_some()));
+    let mut took = TookUs {
+        queue: us(Stage::Queue),
+        tokenise: us(Stage::Tokenise),
+        embed,
+        dense: us(Stage::Dense),
+        lexical: us(Stage::Lexical),
+        fuse: us(Stage::Fuse),
+        fetch: us(Stage::Fetch),
+        total: 0,
+    };
+    let sum = took.queue
+        + took.tokenise
+        + took.embed
+        + took.dense
+        + took.lexical
+        + took.fuse
+        + took.fetch;
+    took.total = micros(total).max(sum);
+    took
 }
 
 fn check(context: &Context, params: SearchParams) -> Result<Wanted, RpcError> {
@@ -137,7 +168,13 @@ fn check(context: &Context, params: SearchParams) -> Result<Wanted, RpcError> {
         neighbors: params.neighbors.map(|wanted| neighbors(wanted, limits)).transpose()?,
         min_seq: params.min_seq.map(Seq),
         explain: params.explain,
-        deadline: context.arrived() + validate::deadline(params.deadline_ms, limits)?,
+        until: Until {
+            deadline: context.arrived() + validate::deadline(params.deadline_ms, limits)?,
+            promise: params
+                .deadline_ms
+                .is_none()
+                .then(|| Duration::from_millis(context.service.limits.promise_ms)),
+        },
     })
 }
 
@@ -153,7 +190,7 @@ fn wait_for(context: &Context, wanted: &Wanted, min_seq: Seq) -> Result<(), RpcE
     context.stop_counting();
     let service = &context.service;
     loop {
-        let slice = wanted.deadline.min(Instant::now() + SLICE);
+        let slice = wanted.until.deadline.min(Instant::now() + SLICE);
         let searchable =
             service.store.wait_searchable(&wanted.space, min_seq, slice).map_err(of_engine)?;
         let stats = service.store.space_stats(&wanted.space).map_err(of_engine)?;
@@ -163,7 +200,7 @@ fn wait_for(context: &Context, wanted: &Wanted, min_seq: Seq) -> Result<(), RpcE
         if there && (searchable || (failed > 0 && stats.pending <= failed)) {
             return Ok(());
         }
-        if Instant::now() >= wanted.deadline || service.lifecycle.is_stopping() {
+        if Instant::now() >= wanted.until.deadline || service.lifecycle.is_stopping() {
             return Err(past_deadline("everything up to `min_seq` could be found"));
         }
         if searchable {
@@ -180,31 +217,36 @@ struct Embedded<'a> {
 }
 
 /// The vectors to search with, and what made them.
-fn vectors<'a>(
-    context: &'a Context,
-    wanted: &Wanted,
-    waited: Duration,
-    took: &mut TookUs,
-) -> Result<Embedded<'a>, RpcError> {
+fn vectors<'a>(context: &'a Context, wanted: &Wanted) -> Result<Embedded<'a>, RpcError> {
     let service = &context.service;
+    let clock = &context.clock;
     match &wanted.what {
         What::Vector(vector) => {
-            took.queue = micros(waited);
             Ok(Embedded { vectors: vec![vector.clone()], ran: None, lease: None })
         }
         What::Text(query) => {
-            let begun = Instant::now();
+            clock.skip();
             if let Some(vector) = service.queries.find(&wanted.space, query) {
                 count(&service.counters.queries_cached, 1);
-                // Never nothing: zero is for searches without a text.
-                took.embed = micros(begun.elapsed()).max(1);
-                took.queue = micros(waited);
+                clock.mark(Stage::Embed);
                 let ran = Some(service.embed_cached.clone());
                 return Ok(Embedded { vectors: vec![vector], ran, lease: None });
             }
-            let embedded = service.interactive.embed_query(query, wanted.deadline)?;
-            took.embed = micros(begun.elapsed().saturating_sub(embedded.waited));
-            took.queue = micros(waited + embedded.waited);
+            count(&service.counters.queries_not_cached, 1);
+            let asked = interactive::Wanted { until: wanted.until, gone: &|| context.is_gone() };
+            let embedded = match service.interactive.embed_query(query, &asked) {
+                Ok(embedded) => embedded,
+                Err(error) => {
+                    // Who ran out of time or was turned away did so in the line for a session.
+                    let failed = error.is(ErrorCode::Embedding);
+                    clock.mark(if failed { Stage::Embed } else { Stage::Queue });
+                    return Err(error);
+                }
+            };
+            clock.mark_with(
+                Stage::Embed,
+                &[(Stage::Queue, embedded.waited), (Stage::Tokenise, embedded.tokenised)],
+            );
             service.queries.keep(&wanted.space, query, &embedded.vectors);
             Ok(Embedded {
                 vectors: embedded.vectors,
@@ -223,7 +265,7 @@ fn dense_search(
 ) -> Result<(Vec<Hit>, SearchRan, u64), RpcError> {
     let mut found: Vec<Found> = Vec::with_capacity(vectors.len());
     for vector in vectors {
-        if Instant::now() >= wanted.deadline {
+        if Instant::now() >= wanted.until.deadline {
             return Err(past_deadline("the search"));
         }
         let query = Query {
@@ -330,7 +372,7 @@ fn fetch_neighbors(
 /// What makes this space's answers less than they should be.
 fn degraded(context: &Context, space: &SpaceName, waiting: u64) -> Vec<String> {
     let failed = context.service.bulk.failed(space);
-    let mut out = Vec::new();
+    let mut out = Vec::from_iter(context.service.device.degraded());
     if failed > 0 {
         out.push(format!(
             "embedding_failed: {failed} memories of this space could not be embedded and are not found by meaning; `admin.status` says why"
@@ -363,6 +405,22 @@ mod tests {
 
     fn seqs(hits: &[Hit]) -> Vec<(u64, f32)> {
         hits.iter().map(|hit| (hit.seq.0, hit.score)).collect()
+    }
+
+    #[test]
+    fn stages_are_never_more_than_the_total() {
+        let ns = Duration::from_nanos;
+        let mut stages = Stages::default();
+        for stage in [Stage::Queue, Stage::Dense] {
+            stages.add(stage, ns(1_900));
+        }
+        stages.add(Stage::Embed, ns(300));
+        let kept = took(&stages, ns(4_200));
+        let want = TookUs { queue: 1, embed: 1, dense: 1, total: 4, ..TookUs::default() };
+        assert_eq!(kept, want);
+        // A kept vector's microsecond is rounded up, and the total with it.
+        assert_eq!(took(&stages, ns(2_000)).total, 3);
+        assert_eq!(took(&Stages::default(), ns(0)), TookUs::default());
     }
 
     #[test]

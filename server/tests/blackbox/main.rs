@@ -15,6 +15,7 @@ mod client;
 mod crash;
 mod daemon;
 mod data;
+mod device;
 mod frames;
 // Measures the daemon through /proc.
 #[cfg(target_os = "linux")]
@@ -28,6 +29,7 @@ mod limits;
 mod many_spaces;
 mod model;
 mod model_test;
+mod observe;
 mod params;
 mod protocol;
 mod races;

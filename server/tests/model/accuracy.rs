@@ -165,8 +165,13 @@ fn what_ran_is_witnessed() {
     assert_eq!((ran.precision.as_str(), ran.dim), ("int8", 384));
     assert_eq!(ran.nodes_by_provider.values().sum::<usize>(), ran.nodes_total);
     assert_eq!(ran.nodes_by_operator["EncoderLayer"], 6);
+    assert_eq!((ran.device.as_str(), ran.memcpy_nodes), ("cpu", 0));
+    assert_eq!((ran.heavy_nodes, ran.heavy_nodes_on_device), (7, 7), "{ran:?}");
+    assert!(ran.nodes_placed["CPUExecutionProvider"] >= 7, "{ran:?}");
     assert!(!ran.nodes_by_operator.contains_key("MatMul"), "{:?}", ran.nodes_by_operator);
     let float = embedder(Precision::F32).ran();
     assert_eq!(float.nodes_by_operator["Attention"], 6);
+    // Embeddings and, in each layer, attention, three products, two normalisations and an activation.
+    assert_eq!((float.heavy_nodes, float.heavy_nodes_on_device), (43, 43), "{float:?}");
     assert_ne!(embedder(Precision::F32).fingerprint(), embedder(Precision::Int8).fingerprint());
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use flashbulb::provision::{
-    Places, ProvisionError, Quiet, Wanted, ensure_in, setup_in, verify_files,
+    Build, Places, ProvisionError, Quiet, Wanted, ensure_in, setup_in, verify_files,
 };
 
 use super::support::{places, provisioned};
@@ -67,6 +67,30 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
 
 fn offline() -> Wanted {
     Wanted { offline: true, python: Some("/nonexistent/python".into()), ..Wanted::default() }
+}
+
+/// The package is large, so that nothing here fetches it.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn a_runtime_for_gpus_is_used_once_it_is_installed_and_fetched_by_setup_only() {
+    let (_dir, copy) = copy_of_shared();
+    let if_installed = Wanted { build: Build::AcceleratedIfInstalled, ..offline() };
+    let provisioned = ensure_in(&copy, &if_installed, &Quiet).unwrap();
+    assert!(!provisioned.runtime_library.to_str().unwrap().contains("gpu"), "{provisioned:?}");
+    let now = Wanted { build: Build::Accelerated, ..offline() };
+    match setup_in(&copy, &now, None, None, &Quiet).unwrap_err() {
+        ProvisionError::Offline { what, .. } => {
+            assert!(what.starts_with("onnxruntime-gpu "), "{what}")
+        }
+        other => panic!("{other}"),
+    }
+    // One that is there but damaged is an error, not a reason to take the other.
+    let installed = copy.data_dir.join("runtime/onnxruntime-gpu-1.31.1");
+    fs::create_dir_all(&installed).unwrap();
+    fs::write(installed.join("libonnxruntime.so"), "half").unwrap();
+    let error = ensure_in(&copy, &if_installed, &Quiet).unwrap_err();
+    assert!(matches!(error, ProvisionError::DamagedOffline { .. }), "{error}");
+    assert!(ensure_in(&copy, &offline(), &Quiet).is_ok());
 }
 
 #[test]

@@ -30,7 +30,8 @@ pub fn open(model_dir: PathBuf, precision: Precision) -> Embedder {
         false => model_dir.join("compiled"),
     };
     let provisioned = Provisioned { model_dir, compiled_dir, ..shared.clone() };
-    Embedder::open(&provisioned, &EmbedOptions { precision }, &Quiet).unwrap()
+    let options = EmbedOptions { precision, ..EmbedOptions::default() };
+    Embedder::open(&provisioned, &options, &Quiet).unwrap()
 }
 
 /// The cosine of two unit vectors.

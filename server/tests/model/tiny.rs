@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use flashbulb::embed::Precision;
+use flashbulb::model::{CompileOptions, Weighting, Weights, compile};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::support::{cosine, open};
@@ -259,6 +260,8 @@ fn another_shape_is_compiled_from_its_own_configuration() {
             let quantised = cosine(&int8_session.embed(window).unwrap(), &expected);
             assert!(quantised > 0.99, "{pooling} {text}: int8 cosine {quantised}");
         }
+        let many = ["t3", "t4 t9 t21 nothing t7", "t8 t9", "t5 t6 t29 t11 t12 t13", "t20"];
+        super::batch::is_as_one_by_one(&float, &many, 1e-5);
     }
 }
 
@@ -336,6 +339,39 @@ fn a_graph_made_by_others_is_fed_pooled_and_normalised() {
         let found = embedder.session().unwrap().embed(window).unwrap();
         for (found, sum) in found.iter().zip(&sums) {
             assert!((f64::from(*found) - sum / norm).abs() < 1e-5, "{pooling}");
+        }
+        // Together with longer and shorter texts, padded and masked.
+        let texts = ["t9 t20", "t5 t6 t7 t8 t9 t10 t11", "t3", "t4 t20 t21"];
+        super::batch::is_as_one_by_one(&embedder, &texts, 1e-6);
+    }
+}
+
+/// The graph for providers without fused operators, run as a graph made by others.
+#[test]
+fn standard_operators_give_the_same_vectors() {
+    for activation in ["gelu", "gelu_new", "relu"] {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "", "mean_tokens", activation);
+        let fused = open(dir.path().to_owned(), Precision::F32);
+        let weights = Weights::read(&dir.path().join("model.safetensors")).unwrap();
+        let options = CompileOptions { weighting: Weighting::StandardF32 };
+        let graph = compile(fused.spec(), &weights, &options).unwrap();
+        for fused in [&b"EmbedLayer"[..], b"SkipLayer", b"Attention", b"BiasGelu", b"FastGelu"] {
+            assert!(!graph.windows(fused.len()).any(|bytes| bytes == fused));
+        }
+        fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+        fs::create_dir(dir.path().join("onnx")).unwrap();
+        fs::write(dir.path().join("onnx/model.onnx"), graph).unwrap();
+        let standard = open(dir.path().to_owned(), Precision::F32);
+        assert_eq!(standard.ran().precision, "onnx");
+        let (mut fused_session, mut session) =
+            (fused.session().unwrap(), standard.session().unwrap());
+        for text in ["t3", "t4 t9 t21 nothing t7", &"t5 t6 t29 t11 ".repeat(9)] {
+            let window = &fused.document_windows(text).unwrap()[0];
+            let expected = fused_session.embed(window).unwrap();
+            for (found, expected) in session.embed(window).unwrap().iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-5, "{activation} {text}");
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::disk::{Disk, write_durably};
 use crate::error::Error;
 use crate::index::VectorIndex;
 use crate::manifest::GraphEntry;
+use crate::pace::{Pace, Paced};
 use crate::space::Space;
 use crate::types::Seq;
 
@@ -37,6 +38,7 @@ pub(super) fn save(
     dir: &Path,
     number: u32,
     space: &Space,
+    pace: &Pace<'_>,
 ) -> Result<(u64, u32), Error> {
     let vectors = space.index.graph_len();
     let mut out = Vec::new();
@@ -51,8 +53,9 @@ pub(super) fn save(
     out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
     out.extend_from_slice(&[0; 4]);
     let name = file_name(number);
-    space.index.checkpoint(&mut out).map_err(Error::io("write", dir.join(&name)))?;
-    write_durably(disk, dir, &name, &out).map_err(Error::io("write", dir.join(&name)))?;
+    let mut paced = Paced { out: &mut out, pace };
+    space.index.checkpoint(&mut paced).map_err(Error::io("write", dir.join(&name)))?;
+    write_durably(disk, dir, &name, &out, pace).map_err(Error::io("write", dir.join(&name)))?;
     Ok((out.len() as u64, vectors))
 }
 

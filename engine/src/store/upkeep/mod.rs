@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::Store;
 use crate::error::Error;
 use crate::manifest::{self, GraphEntry, Manifest, SegmentEntry, SpaceEntry};
+use crate::pace::Pace;
 use crate::parts::{Head, PART_LIMIT, PartNo};
 use crate::segment::{self, Tombstone};
 use crate::space::Space;
@@ -25,6 +26,38 @@ use crate::types::Lsn;
 const MERGE_SEGMENTS: usize = 8;
 /// A graph is saved anew when it has grown by this many vectors and by a quarter.
 const GRAPH_GROWTH: u32 = 16_384;
+
+/// A kind of background work, the most urgent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Job {
+    /// Writing and syncing an empty log file, so that a commit need not wait for it.
+    SpareLog,
+    /// Writing what is in memory to a segment, so that the log before it can go.
+    Seal,
+    /// Making one segment of several.
+    Merge,
+    /// Putting vectors into graphs, and building graphs anew after deletes.
+    Graph,
+    /// Saving graphs.
+    Checkpoint,
+}
+
+impl Job {
+    /// All of them.
+    pub const ALL: [Job; 5] = [Job::SpareLog, Job::Seal, Job::Merge, Job::Graph, Job::Checkpoint];
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Job::SpareLog => "spare_log",
+            Job::Seal => "seal",
+            Job::Merge => "merge",
+            Job::Graph => "graph",
+            Job::Checkpoint => "checkpoint",
+        }
+    }
+}
 
 /// What a compaction did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -40,33 +73,48 @@ pub struct CompactReport {
 }
 
 impl Store {
-    /// Does upkeep for about `budget` and says whether there is more to do. Call it in a loop from one thread, best of idle
-    /// priority. A seal or a merge is one step and may take longer than the budget.
+    /// Does upkeep for about `budget` and says whether there is more to do: [`Store::work`] without pauses.
+    ///
+    /// # Errors
+    /// As [`Store::work`].
+    pub fn maintain(&self, budget: Duration) -> Result<bool, Error> {
+        Ok(self.work(budget, &Pace::unpaced())?.is_some())
+    }
+
+    /// Does the most urgent background job for about `budget` and says which it was; `None` when nothing is to do. Call it in
+    /// a loop from one thread, best of idle priority. Graphs are built for the budget; every other job is done to its
+    /// end, with a pause after each quantum as `pace` says.
     ///
     /// # Errors
     /// [`Error::DiskFull`], [`Error::Io`], [`Error::Corrupt`], [`Error::Poisoned`], [`Error::Closed`]; nothing is lost, and
     /// the next call tries again.
-    pub fn maintain(&self, budget: Duration) -> Result<bool, Error> {
+    pub fn work(&self, budget: Duration, pace: &Pace<'_>) -> Result<Option<Job>, Error> {
         self.check_open()?;
         let until = Instant::now() + budget;
         let mut manifest = self.upkeep.lock();
-        self.wal.prepare_spare()?;
+        pace.begin(Job::SpareLog);
+        if self.wal.prepare_spare(pace)? {
+            return Ok(Some(Job::SpareLog));
+        }
         if self.parts.now().head.bytes() >= self.options.seal_bytes {
-            self.seal(&mut manifest)?;
+            pace.begin(Job::Seal);
+            self.seal(&mut manifest, pace)?;
+            return Ok(Some(Job::Seal));
         }
         if let Some(parts) = mergeable(&manifest) {
-            self.rewrite(&mut manifest, &parts)?;
-            return Ok(true);
+            pace.begin(Job::Merge);
+            self.rewrite(&mut manifest, &parts, pace)?;
+            return Ok(Some(Job::Merge));
         }
-        let more = self.build_until(until);
+        if self.build_until(until) {
+            return Ok(Some(Job::Graph));
+        }
         let grown = |space: &Space, saved: u32| {
             let len = space.index.graph_len();
             len >= saved + GRAPH_GROWTH && u64::from(len) * 4 >= u64::from(saved) * 5
         };
-        if !more && self.save_graphs(&mut manifest, &grown)? {
-            return Ok(true);
-        }
-        Ok(more)
+        pace.begin(Job::Checkpoint);
+        Ok(self.save_graphs(&mut manifest, &grown, pace)?.then_some(Job::Checkpoint))
     }
 
     /// Builds graphs until `until`; `true` if there is more to build.
@@ -92,9 +140,9 @@ impl Store {
     }
 
     /// Writes the head to a segment, so that the log before it is no longer needed.
-    pub(super) fn seal(&self, manifest: &mut Manifest) -> Result<(), Error> {
+    pub(super) fn seal(&self, manifest: &mut Manifest, pace: &Pace<'_>) -> Result<(), Error> {
         let heads: Vec<PartNo> = self.parts.now().heads().collect();
-        self.rewrite(manifest, &heads)
+        self.rewrite(manifest, &heads, pace)
     }
 
     /// Merges all segments and the head into one segment without what was deleted.
@@ -108,7 +156,7 @@ impl Store {
         let before = (manifest.segments.len() as u64, sealed(&manifest));
         let mut parts: Vec<PartNo> = manifest.segments.iter().map(|s| s.part).collect();
         parts.extend(self.parts.now().heads());
-        self.rewrite(&mut manifest, &parts)?;
+        self.rewrite(&mut manifest, &parts, &Pace::unpaced())?;
         Ok(CompactReport {
             segments_before: before.0,
             segments_after: manifest.segments.len() as u64,
@@ -125,24 +173,29 @@ impl Store {
 
     pub(super) fn save_all_in(&self, manifest: &mut Manifest) -> Result<(), Error> {
         if self.wal.last_op().0 > manifest.checkpoint_lsn {
-            self.seal(manifest)?;
+            self.seal(manifest, &Pace::unpaced())?;
         }
         // A short tail is cheaper to insert again than a whole graph is to write.
         let grown =
             |space: &Space, saved: u32| space.index.graph_len() >= saved + (saved / 16).max(512);
-        self.save_graphs(manifest, &grown).map(drop)
+        self.save_graphs(manifest, &grown, &Pace::unpaced()).map(drop)
     }
 
     /// Rewrites what is live in `parts` to one new segment that takes their place. Among them may be the head; a new one is
     /// started then.
-    fn rewrite(&self, manifest: &mut Manifest, parts: &[PartNo]) -> Result<(), Error> {
+    fn rewrite(
+        &self,
+        manifest: &mut Manifest,
+        parts: &[PartNo],
+        pace: &Pace<'_>,
+    ) -> Result<(), Error> {
         let with_head = parts.contains(&self.parts.now().head.part());
         let mut next = manifest.clone();
         let mut tombstones = Vec::new();
         if with_head {
             tombstones = self.draw_line(&mut next)?;
         }
-        let outcome = self.rewrite_behind(manifest, &mut next, parts, &tombstones);
+        let outcome = self.rewrite_behind(manifest, &mut next, parts, &tombstones, pace);
         if outcome.is_err() {
             // Still to be sealed. The numbers that were given out are not given out again.
             self.tombstones.lock().extend(tombstones);
@@ -168,13 +221,14 @@ impl Store {
         next: &mut Manifest,
         parts: &[PartNo],
         tombstones: &[Tombstone],
+        pace: &Pace<'_>,
     ) -> Result<(), Error> {
         // A segment holds nothing that a crash could take back.
         self.wal.wait_durable(Lsn(next.checkpoint_lsn))?;
         let part = take_part(next)?;
         let every_segment = manifest.segments.iter().all(|s| parts.contains(&s.part));
         let kept = if every_segment { Vec::new() } else { self.tombstones_of(parts, tombstones)? };
-        let rewritten = self.write_live(next, part, parts, &kept)?;
+        let rewritten = self.write_live(next, part, parts, &kept, pace)?;
         next.segments.retain(|s| !parts.contains(&s.part));
         if let Some(new) = &rewritten {
             next.segments.push(SegmentEntry {
@@ -223,6 +277,7 @@ impl Store {
         &self,
         manifest: &mut Manifest,
         grown: &dyn Fn(&Space, u32) -> bool,
+        pace: &Pace<'_>,
     ) -> Result<bool, Error> {
         let mut saved_any = false;
         let spaces: Vec<Arc<Space>> = self.spaces.iter().map(|e| Arc::clone(e.value())).collect();
@@ -235,11 +290,11 @@ impl Store {
             // A graph names memories by seq, so each of them must be past taking back, and in a segment: one that is only
             // in the log would come back from there under another number. Only upkeep grows a graph, so none joins it now.
             if self.wal.last_op().0 > manifest.checkpoint_lsn {
-                self.seal(manifest)?;
+                self.seal(manifest, pace)?;
             }
             let mut next = manifest.clone();
             let number = take_part(&mut next)?;
-            let (len, vectors) = graph::save(&*self.disk, &self.dir, number, &space)?;
+            let (len, vectors) = graph::save(&*self.disk, &self.dir, number, &space, pace)?;
             next.graphs.retain(|g| g.space != space.id.0);
             next.graphs.push(GraphEntry { space: space.id.0, number, len, vectors });
             self.publish(manifest, &mut next)?;

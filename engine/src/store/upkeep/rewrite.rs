@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::super::Store;
 use crate::error::Error;
 use crate::manifest::Manifest;
+use crate::pace::Pace;
 use crate::parts::{Loc, PartNo};
 use crate::record::RecordRef;
 use crate::segment::{self, Segment, SegmentHeader, SegmentWriter, Tombstone, WrittenSegment};
@@ -75,6 +76,7 @@ impl Store {
         part: PartNo,
         parts: &[PartNo],
         tombstones: &[Tombstone],
+        pace: &Pace<'_>,
     ) -> Result<Option<Rewritten>, Error> {
         let header = SegmentHeader {
             uuid: self.disk.random(),
@@ -90,10 +92,10 @@ impl Store {
         }
         let mut writer = SegmentWriter::create(&*self.disk, self.dir.clone(), header)?;
         for m in &mut moved {
-            self.write_records(&mut writer, m)?;
+            self.write_records(&mut writer, m, pace)?;
         }
         for m in &mut moved {
-            self.write_vectors(&mut writer, m)?;
+            self.write_vectors(&mut writer, m, pace)?;
         }
         let written = writer.finish(tombstones)?;
         let path = self.dir.join(segment::file_name(part));
@@ -102,7 +104,12 @@ impl Store {
         Ok(Some(Rewritten { segment, written, moved }))
     }
 
-    fn write_records(&self, writer: &mut SegmentWriter<'_>, m: &mut Moved) -> Result<(), Error> {
+    fn write_records(
+        &self,
+        writer: &mut SegmentWriter<'_>,
+        m: &mut Moved,
+        pace: &Pace<'_>,
+    ) -> Result<(), Error> {
         for no in &m.records {
             let Some(cell) = m.space.record(*no) else { continue };
             self.parts.resolve(
@@ -113,11 +120,17 @@ impl Store {
                     writer.record(m.space.id, &record, bytes)
                 },
             )?;
+            pace.worked(cell.len as usize);
         }
         Ok(())
     }
 
-    fn write_vectors(&self, writer: &mut SegmentWriter<'_>, m: &mut Moved) -> Result<(), Error> {
+    fn write_vectors(
+        &self,
+        writer: &mut SegmentWriter<'_>,
+        m: &mut Moved,
+        pace: &Pace<'_>,
+    ) -> Result<(), Error> {
         let dim = self.dim();
         for (no, first, count) in &m.vectors {
             let Some(cell) = m.space.record(*no) else { continue };
@@ -126,6 +139,7 @@ impl Store {
                 self.copy_row(&m.space, first + at as u32, row)?;
             }
             writer.vectors(m.space.id, cell.seq, &rows)?;
+            pace.worked(size_of_val(&*rows));
         }
         Ok(())
     }

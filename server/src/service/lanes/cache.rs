@@ -44,6 +44,12 @@ impl QueryCache {
         }
     }
 
+    /// Most queries that are kept.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        ENTRIES.get()
+    }
+
     /// Queries that are kept now.
     #[must_use]
     pub fn kept(&self) -> usize {

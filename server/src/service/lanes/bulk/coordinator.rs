@@ -1,13 +1,14 @@
 //! The coordinator of the bulk lane: finds work, hands it out, stores what comes back.
 //!
 //! Invariant: it alone of the lane talks to the store, at a little less than ordinary priority. A memory is in at most one of: backlog,
-//! handed out, ready, failed and waiting; whatever is lost here is found again in the store. It must not embed.
+//! handed out (to two workers at most), ready, failed and waiting; whatever is lost here is found again in the store. It must not embed.
 
 use super::failures::Failures;
-use super::workers::{Done, Job, Workers};
+use super::workers::{Board, Done, Job, Post};
 use super::{Inbox, subtract};
 use crate::service::counters::{Counters, count};
 use crate::service::lifecycle::{Cause, Lifecycle};
+use flashbulb_engine::sync::Call;
 use flashbulb_engine::{Error, Seq, SpaceName, Store};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -19,6 +20,10 @@ const GROUP: usize = 32;
 
 /// Longest that a ready memory waits for others.
 const GROUP_WAIT: Duration = Duration::from_millis(20);
+
+/// Without a window embedded at idle priority for so long, the lane starves: then the express worker takes what has
+/// waited longest, one text after another.
+const STARVED: Duration = Duration::from_millis(200);
 
 /// Memories asked of the store at a time.
 const REFILL: usize = 512;
@@ -38,6 +43,8 @@ type Vectors = Vec<Vec<f32>>;
 struct Text {
     seqs: Vec<Seq>,
     vectors: Option<Vectors>,
+    /// The express worker has it, perhaps besides another.
+    express: bool,
 }
 
 /// What the coordinator shares with the rest of the service.
@@ -45,41 +52,77 @@ struct Text {
 pub(super) struct Shared {
     pub(super) store: Arc<Store>,
     pub(super) inbox: Arc<Inbox>,
-    pub(super) workers: Arc<Workers>,
-    /// Jobs kept waiting for workers.
-    pub(super) ahead: usize,
+    pub(super) board: Arc<Board>,
     pub(super) counters: Arc<Counters>,
     pub(super) lifecycle: Arc<Lifecycle>,
 }
 
-pub(super) struct Coordinator {
+/// The posts of all workers; they outlive a coordinator that panics.
+pub(super) struct Posts {
+    /// At idle priority.
+    pub(super) idle: Vec<Post>,
+    /// A little below the ordinary.
+    pub(super) express: Post,
+}
+
+impl Posts {
+    fn out(&self) -> usize {
+        self.idle.iter().map(Post::out).sum::<usize>() + self.express.out()
+    }
+
+    /// The post at idle priority that has least to do, if it has room.
+    fn least_busy(&mut self) -> Option<&mut Post> {
+        self.idle.iter_mut().min_by_key(|post| post.out()).filter(|post| post.has_room())
+    }
+}
+
+/// Looks whether workers at idle priority get to work at all.
+struct Progress {
+    windows: u64,
+    since: Instant,
+}
+
+pub(super) struct Coordinator<'a> {
     shared: Shared,
+    posts: &'a mut Posts,
     backlog: VecDeque<MemoryKey>,
     /// Everything in `texts` or `ready`.
     known: HashSet<MemoryKey>,
     texts: HashMap<Job, Text>,
+    /// What was handed to workers at idle priority, oldest first; some of it has come back.
+    handed: VecDeque<Job>,
+    /// What waits for a place at the express worker, oldest first.
+    hurried: VecDeque<Job>,
     ready: Vec<(MemoryKey, Vectors)>,
     ready_since: Option<Instant>,
+    /// Somebody waits for something that is ready.
+    hurry: bool,
+    progress: Progress,
     failures: Failures,
     not_before: Option<Instant>,
 }
 
-impl Coordinator {
-    pub(super) fn new(shared: Shared) -> Self {
+impl<'a> Coordinator<'a> {
+    pub(super) fn new(shared: Shared, posts: &'a mut Posts) -> Self {
         Self {
             shared,
+            posts,
             backlog: VecDeque::new(),
             known: HashSet::new(),
             texts: HashMap::new(),
+            handed: VecDeque::new(),
+            hurried: VecDeque::new(),
             ready: Vec::new(),
             ready_since: None,
+            hurry: false,
+            progress: Progress { windows: 0, since: Instant::now() },
             failures: Failures::default(),
             not_before: None,
         }
     }
 
-    pub(super) fn run(mut self, committed: &dyn Fn()) {
-        while !self.shared.workers.is_closed() {
+    pub(super) fn run(mut self, call: &Call, committed: &dyn Fn()) {
+        while !self.shared.board.is_closed() {
             self.collect();
             let now = Instant::now();
             if self.is_group_due(now) {
@@ -87,11 +130,11 @@ impl Coordinator {
                 committed();
             }
             self.hand_out(now);
-            // Nobody calls for what comes back while a group waits for its time; so when none does, calls must begin anew.
-            let again = self.ready_since.is_none() && self.shared.workers.end_group();
+            self.age(now);
+            self.shared.board.out.store(self.posts.out(), Ordering::Relaxed);
             let sleep = self.sleep(Instant::now());
-            if !again && !sleep.is_zero() {
-                std::thread::park_timeout(sleep);
+            if !sleep.is_zero() {
+                call.wait(sleep);
             }
         }
         self.collect();
@@ -100,17 +143,28 @@ impl Coordinator {
 
     /// Takes what workers have finished.
     fn collect(&mut self) {
-        for Done { job, outcome } in self.shared.workers.take_done() {
-            match outcome {
-                Ok(vectors) => self.finish(&job, vectors),
-                Err(_) if self.shared.workers.is_closed() => {}
-                Err(reason) => self.fail(&job, reason),
+        while let Some(done) = self.posts.express.take_done() {
+            self.hurry = true;
+            self.take(done);
+        }
+        for at in 0..self.posts.idle.len() {
+            while let Some(done) = self.posts.idle[at].take_done() {
+                self.take(done);
             }
         }
     }
 
+    fn take(&mut self, Done { job, outcome }: Done) {
+        match outcome {
+            Ok(vectors) => self.finish(&job, vectors),
+            Err(_) if self.shared.board.is_closed() => {}
+            Err(reason) => self.fail(&job, reason),
+        }
+    }
+
     fn finish(&mut self, job: &Job, vectors: Vectors) {
-        let Some(text) = self.texts.get_mut(job) else {
+        // Two workers may have had it: the second brings the same vectors.
+        let Some(text) = self.texts.get_mut(job).filter(|text| text.vectors.is_none()) else {
             return;
         };
         for &seq in &text.seqs {
@@ -121,10 +175,10 @@ impl Coordinator {
     }
 
     fn fail(&mut self, job: &Job, reason: String) {
-        let Some(text) = self.texts.remove(job) else {
+        if self.texts.get(job).is_none_or(|text| text.vectors.is_some()) {
             return;
-        };
-        for seq in text.seqs {
+        }
+        for seq in self.texts.remove(job).into_iter().flat_map(|text| text.seqs) {
             self.record_failure((job.space.clone(), seq), reason.clone());
         }
     }
@@ -132,7 +186,7 @@ impl Coordinator {
     fn publish_failures(&self) {
         let given_up = self.failures.given_up();
         let total: u64 = given_up.values().sum();
-        *self.shared.inbox.failed.lock() = given_up;
+        self.shared.inbox.failed.store(Arc::new(given_up));
         self.shared
             .inbox
             .failed_total
@@ -144,14 +198,16 @@ impl Coordinator {
         let Some(since) = self.ready_since else {
             return false;
         };
-        self.ready.len() >= GROUP
+        self.hurry
+            || self.ready.len() >= GROUP
             || now.duration_since(since) >= GROUP_WAIT
-            || self.shared.workers.queued() == 0
+            || self.posts.out() == 0
     }
 
     /// Stores what is ready, one write a space.
     fn commit(&mut self) {
         self.ready_since = None;
+        self.hurry = false;
         let mut by_space: HashMap<SpaceName, Vec<(Seq, Vectors)>> = HashMap::new();
         for ((space, seq), vectors) in self.ready.drain(..) {
             by_space.entry(space).or_default().push((seq, vectors));
@@ -204,7 +260,7 @@ impl Coordinator {
             reason,
             "a memory could not be embedded"
         );
-        *self.shared.inbox.last_failure.lock() = Some(reason);
+        self.shared.inbox.last_failure.store(Some(Arc::new(reason)));
         self.known.remove(&memory);
         self.failures.record(memory, Instant::now());
         self.publish_failures();
@@ -223,27 +279,24 @@ impl Coordinator {
             self.shared.lifecycle.stop(Cause::Poisoned(cause.clone()));
         } else if !matches!(error, Error::Closed) {
             tracing::error!(%error, "vectors were not stored; they will be made again");
-            *self.shared.inbox.last_failure.lock() = Some(error.to_string());
+            self.shared.inbox.last_failure.store(Some(Arc::new(error.to_string())));
         }
         self.shared.inbox.more.store(true, Ordering::Release);
         self.not_before = Some(Instant::now() + STORE_RETRY);
     }
 
-    /// Keeps the workers' queue filled: what is urgent first, then what has waited longest.
+    /// Keeps the workers' rings filled: what somebody waits for goes to the express worker, the rest where least is to do.
     fn hand_out(&mut self, now: Instant) {
         if self.not_before.is_some_and(|then| now < then) {
             return;
         }
         self.not_before = None;
-        let express: Vec<MemoryKey> = self.shared.inbox.express.lock().drain(..).collect();
-        // Each goes to the front of the workers' queue, so the first must go last.
-        for memory in express.into_iter().rev() {
+        for memory in self.shared.inbox.express.empty() {
             self.hand_out_one(memory, true);
         }
-        for memory in self.failures.take_due(now) {
-            self.hand_out_one(memory, false);
-        }
-        while self.shared.workers.waiting() < self.shared.ahead && self.ready.len() < GROUP {
+        self.fill_express();
+        self.backlog.extend(self.failures.take_due(now));
+        while self.ready.len() < GROUP && self.posts.least_busy().is_some() {
             if self.backlog.is_empty() {
                 self.refill();
             }
@@ -251,6 +304,40 @@ impl Coordinator {
                 return;
             };
             self.hand_out_one(memory, false);
+        }
+    }
+
+    /// Gives the express worker what waits for it, as far as there is room.
+    fn fill_express(&mut self) {
+        while let Some(job) = self.hurried.pop_front() {
+            if self.texts.get(&job).is_none_or(|text| text.vectors.is_some()) {
+                continue;
+            }
+            if let Err(job) = self.posts.express.push(job) {
+                self.hurried.push_front(job);
+                return;
+            }
+        }
+    }
+
+    /// Where workers at idle priority do not get to work, lets the express worker take the oldest of what they have.
+    fn age(&mut self, now: Instant) {
+        let windows = self.shared.board.idle_windows.load(Ordering::Relaxed);
+        let idle_out = self.posts.idle.iter().any(|post| post.out() > 0);
+        if windows != self.progress.windows || !idle_out {
+            self.progress = Progress { windows, since: now };
+            return;
+        }
+        if now.duration_since(self.progress.since) < STARVED || self.posts.express.out() > 0 {
+            return;
+        }
+        while let Some(job) = self.handed.pop_front() {
+            if let Some(text) = self.texts.get_mut(&job).filter(|text| text.is_still_to_do()) {
+                text.express = true;
+                self.shared.board.aged.fetch_add(1, Ordering::Relaxed);
+                self.hurried.push_back(job);
+                return self.fill_express();
+            }
         }
     }
 
@@ -309,6 +396,10 @@ impl Coordinator {
                 Some(vectors) => self.ready.push((memory, vectors.clone())),
                 None => same.seqs.push(seq),
             }
+            if urgent && same.is_still_to_do() {
+                same.express = true;
+                self.hurried.push_back(job);
+            }
             return;
         }
         match self.shared.store.vectors_of_text(&job.space, text) {
@@ -319,9 +410,30 @@ impl Coordinator {
             }
             Ok(None) | Err(_) => {
                 // An error here only costs the saving; one that matters comes back when the vectors are stored.
-                self.texts.insert(job.clone(), Text { seqs: vec![seq], vectors: None });
-                self.shared.workers.push(job, urgent);
+                let text = Text { seqs: vec![seq], vectors: None, express: urgent };
+                self.texts.insert(job.clone(), text);
+                if urgent {
+                    self.hurried.push_back(job);
+                } else {
+                    self.give_idle(job);
+                }
             }
+        }
+    }
+
+    fn give_idle(&mut self, job: Job) {
+        let given = self.posts.least_busy().map(|post| post.push(job.clone()));
+        match given {
+            Some(Ok(())) => {
+                // What came back is let go of at the front; there is never much more than what is out.
+                let done = |job: &Job| !self.texts.contains_key(job);
+                while self.handed.front().is_some_and(done) {
+                    self.handed.pop_front();
+                }
+                self.handed.push_back(job);
+            }
+            // Nobody hands out without looking for room; should it happen, the text is not lost.
+            Some(Err(_)) | None => self.hurried.push_back(job),
         }
     }
 
@@ -329,8 +441,12 @@ impl Coordinator {
     fn sleep(&self, now: Instant) -> Duration {
         let mut until = now + IDLE;
         if let Some(since) = self.ready_since {
-            let due = self.ready.len() >= GROUP || self.shared.workers.queued() == 0;
+            let due = self.is_group_due(now);
             until = until.min(if due { now } else { since + GROUP_WAIT });
+        }
+        if self.posts.out() > 0 {
+            // Workers call for more work only; what they have finished is looked for.
+            until = until.min(now + GROUP_WAIT);
         }
         if let Some(due) = self.failures.next_due() {
             until = until.min(due);
@@ -339,6 +455,13 @@ impl Coordinator {
             until = until.min(then);
         }
         until.saturating_duration_since(now)
+    }
+}
+
+impl Text {
+    /// Neither embedded nor hurried.
+    fn is_still_to_do(&self) -> bool {
+        self.vectors.is_none() && !self.express
     }
 }
 

@@ -2,21 +2,69 @@
 
 #![allow(clippy::unwrap_used)]
 
-use super::coordinator::{Coordinator, Shared};
-use super::workers::{Done, Job, Workers};
+use super::coordinator::{Coordinator, Posts, Shared};
+use super::workers::{Board, Desk, Done, JOBS, Job, post};
 use super::{Bulk, Inbox};
+use flashbulb_engine::sync::Call;
 use flashbulb_engine::{NewMemory, OnConflict, Seq, SpaceName, Store, StoreOptions};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const DIM: usize = 8;
 
+/// The test's places at the ends of the rings.
+struct Desks {
+    idle: Desk,
+    express: Desk,
+}
+
 struct Lane {
     _dir: tempfile::TempDir,
     store: Arc<Store>,
-    workers: Arc<Workers>,
+    desks: Desks,
     bulk: Bulk,
+}
+
+/// A coordinator over `store`, with one worker of each kind that the test plays.
+fn coordinator(
+    store: &Arc<Store>,
+    inbox: &Arc<Inbox>,
+    board: &Arc<Board>,
+) -> (Arc<Call>, Desks, JoinHandle<()>) {
+    let shared = Shared {
+        store: Arc::clone(store),
+        inbox: Arc::clone(inbox),
+        board: Arc::clone(board),
+        counters: Arc::default(),
+        lifecycle: Arc::default(),
+    };
+    let (told, heard) = sync_channel(1);
+    let worker = Arc::new(Call::here());
+    let thread = std::thread::spawn(move || {
+        let call = Arc::new(Call::here());
+        let (idle, idle_desk) = post(JOBS, Arc::clone(&worker), Arc::clone(&call));
+        let (express, express_desk) = post(4, worker, Arc::clone(&call));
+        told.send((Arc::clone(&call), Desks { idle: idle_desk, express: express_desk })).unwrap();
+        let mut posts = Posts { idle: vec![idle], express };
+        Coordinator::new(shared, &mut posts).run(&call, &|| {});
+    });
+    let (call, desks) = heard.recv().unwrap();
+    (call, desks, thread)
+}
+
+/// The next text at a desk.
+fn take(desk: &mut Desk) -> Job {
+    let end = Instant::now() + SOON;
+    loop {
+        if let Some(job) = desk.jobs.pop() {
+            return job;
+        }
+        assert!(Instant::now() < end, "nothing was handed out");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 impl Lane {
@@ -25,23 +73,17 @@ impl Lane {
         let options = StoreOptions::new(DIM, "test");
         let store = Arc::new(Store::open(&dir.path().join("store"), options).unwrap());
         let inbox = Arc::new(Inbox::default());
-        let workers = Arc::new(Workers::new(0));
-        let coordinator = Coordinator::new(Shared {
-            store: Arc::clone(&store),
-            inbox: Arc::clone(&inbox),
-            workers: Arc::clone(&workers),
-            ahead: 4,
-            counters: Arc::default(),
-            lifecycle: Arc::default(),
-        });
-        let thread = std::thread::spawn(move || coordinator.run(&|| {}));
+        let board = Arc::new(Board::default());
+        let (call, desks, thread) = coordinator(&store, &inbox, &board);
         let bulk = Bulk {
             inbox,
-            workers: Arc::clone(&workers),
-            coordinator: thread.thread().clone(),
+            board,
+            coordinator: call,
+            workers: Vec::new(),
+            priority: Vec::new(),
             threads: parking_lot::Mutex::new(vec![thread]),
         };
-        Self { _dir: dir, store, workers, bulk }
+        Self { _dir: dir, store, desks, bulk }
     }
 
     fn add(&self, name: &str, texts: &[&str], express: bool) -> Vec<Seq> {
@@ -60,20 +102,20 @@ impl Lane {
         seqs
     }
 
-    /// The next text handed out.
-    fn take(&self) -> Job {
-        self.workers.next().unwrap()
+    /// The next text handed to the worker at idle priority.
+    fn take(&mut self) -> Job {
+        take(&mut self.desks.idle)
     }
 
-    fn give(&self, job: Job, outcome: Result<Vec<Vec<f32>>, String>) {
-        if self.workers.give_back(Done { job, outcome }) {
-            self.bulk.coordinator.unpark();
-        }
+    /// Gives a text back as that worker would.
+    fn give(&mut self, job: Job, outcome: Result<Vec<Vec<f32>>, String>) {
+        self.bulk.board.idle_windows.fetch_add(1, Ordering::Relaxed);
+        self.desks.idle.give_back(Done { job, outcome }, false);
     }
 
     fn nothing_waits(&self) {
         std::thread::sleep(Duration::from_millis(50));
-        assert_eq!(self.workers.waiting(), 0);
+        assert!(self.desks.idle.jobs.is_empty());
     }
 
     fn is_searchable(&self, name: &str, seq: Seq, within: Duration) -> bool {
@@ -101,7 +143,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_text_is_embedded_once_in_a_space_and_again_in_another() {
-    let lane = Lane::start();
+    let mut lane = Lane::start();
     let first = lane.add("a", &["same", "same"], false);
     let job = lane.take();
     assert_eq!(&*job.text, "same");
@@ -125,7 +167,7 @@ fn a_text_is_embedded_once_in_a_space_and_again_in_another() {
 
 #[test]
 fn a_text_that_fails_is_tried_again_and_stops_no_other() {
-    let lane = Lane::start();
+    let mut lane = Lane::start();
     let seqs = lane.add("a", &["bad", "good"], false);
     for _ in 0..2 {
         let job = lane.take();
@@ -148,7 +190,7 @@ fn a_text_that_fails_is_tried_again_and_stops_no_other() {
 
 #[test]
 fn vectors_that_the_store_refuses_do_not_take_their_group_with_them() {
-    let lane = Lane::start();
+    let mut lane = Lane::start();
     let seqs = lane.add("a", &["wide", "fits"], false);
     let (first, second) = (lane.take(), lane.take());
     for job in [first, second] {
@@ -170,33 +212,50 @@ fn vectors_that_the_store_refuses_do_not_take_their_group_with_them() {
 
 #[test]
 fn what_is_urgent_overtakes_and_what_is_deleted_is_let_go() {
-    let lane = Lane::start();
-    let texts: Vec<String> = (0..40).map(|n| format!("bulk {n}")).collect();
+    let mut lane = Lane::start();
+    let texts: Vec<String> = (0..2 * JOBS).map(|n| format!("bulk {n}")).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     lane.add("a", &texts, false);
     let under_way = lane.take();
     let urgent = lane.add("b", &["urgent"], true);
-    let end = Instant::now() + SOON;
-    while !lane.bulk.inbox.express.lock().is_empty() {
-        assert!(Instant::now() < end, "the coordinator takes what is urgent");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    std::thread::sleep(Duration::from_millis(20));
-    let job = lane.take();
+    let job = take(&mut lane.desks.express);
     assert_eq!(&*job.text, "urgent");
-    lane.give(job, Ok(vector()));
+    lane.desks.express.give_back(Done { job, outcome: Ok(vector()) }, true);
     assert!(lane.is_searchable("b", urgent[0], SOON));
     lane.store.drop_space(&space("a")).unwrap();
     lane.give(under_way, Ok(vector()));
     let end = Instant::now() + SOON;
     while lane.bulk.inbox.pending.load(Ordering::Relaxed) > 0 {
         assert!(Instant::now() < end, "{} are still counted", lane.bulk.pending());
-        if lane.workers.waiting() > 0 {
-            let job = lane.take();
+        if let Some(job) = lane.desks.idle.jobs.pop() {
             lane.give(job, Ok(vector()));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// The worker at idle priority takes texts and never comes to embed one: the express worker gets them, oldest first and
+/// one at a time; what the first worker brings in the end is not stored twice.
+#[test]
+fn what_idle_workers_do_not_get_to_is_aged() {
+    let mut lane = Lane::start();
+    let seqs = lane.add("a", &["first", "second", "third"], false);
+    let stuck: Vec<Job> = (0..3).map(|_| lane.take()).collect();
+    for (at, text) in ["first", "second"].into_iter().enumerate() {
+        let job = take(&mut lane.desks.express);
+        assert_eq!(&*job.text, text);
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(lane.desks.express.jobs.is_empty(), "one at a time");
+        lane.desks.express.give_back(Done { job, outcome: Ok(vector()) }, true);
+        assert!(lane.is_searchable("a", seqs[at], SOON));
+    }
+    assert!(lane.bulk.status().aged >= 2);
+    for job in stuck {
+        lane.give(job, Ok(vector()));
+    }
+    assert!(lane.is_searchable("a", seqs[2], SOON));
+    let stats = lane.store.space_stats(&space("a")).unwrap();
+    assert_eq!((stats.searchable, stats.vectors), (3, 3));
 }
 
 #[test]
@@ -213,19 +272,11 @@ fn what_a_former_run_left_is_found_in_the_store() {
     let store = Arc::new(Store::open(&path, StoreOptions::new(DIM, "test")).unwrap());
     let inbox = Arc::new(Inbox::default());
     inbox.more.store(true, Ordering::Release);
-    let workers = Arc::new(Workers::new(0));
-    let coordinator = Coordinator::new(Shared {
-        store: Arc::clone(&store),
-        inbox,
-        workers: Arc::clone(&workers),
-        ahead: 4,
-        counters: Arc::default(),
-        lifecycle: Arc::default(),
-    });
-    let thread = std::thread::spawn(move || coordinator.run(&|| {}));
-    assert_eq!(&*workers.next().unwrap().text, "left over");
-    workers.close();
-    thread.thread().unpark();
+    let board = Arc::new(Board::default());
+    let (call, mut desks, thread) = coordinator(&store, &inbox, &board);
+    assert_eq!(&*take(&mut desks.idle).text, "left over");
+    board.close();
+    call.call();
     thread.join().unwrap();
     store.close().unwrap();
 }
