@@ -71,7 +71,8 @@ impl Target {
         Ok(match self {
             Target::Socket(path) => Caller::Socket(Client::connect(path)?),
             Target::InProcess(service) => {
-                Caller::InProcess { context: Context::new(Arc::clone(service)), out: Vec::new() }
+                let context = Box::new(Context::new(Arc::clone(service)));
+                Caller::InProcess { context, out: Vec::new() }
             }
         })
     }
@@ -90,7 +91,7 @@ pub enum Caller {
     /// A connection.
     Socket(Client),
     /// A view; requests are answered on the thread that sends them.
-    InProcess { context: Context, out: Vec<u8> },
+    InProcess { context: Box<Context>, out: Vec<u8> },
 }
 
 #[derive(Deserialize)]

@@ -21,6 +21,8 @@ use crate::run::Memory;
 
 /// Longest wait for a start: the first one may have to provision and compile the model.
 const START_LIMIT: Duration = Duration::from_secs(600);
+/// As `serve` without `--slow-ms`: what takes longer is logged.
+const SLOW: Duration = Duration::from_secs(1);
 /// Longest wait for one answer.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(600);
 
@@ -183,7 +185,8 @@ impl Drop for Daemon {
     }
 }
 
-fn memory(pid: u32) -> Option<Memory> {
+/// Memory that a process has in use now.
+pub fn memory(pid: u32) -> Option<Memory> {
     let path = format!("/proc/{pid}/status");
     let mib = |name| status_kib(&path, name).map(|kib| kib as f64 / 1024.0);
     Some(Memory { rss_mib: mib("VmRSS")?, anonymous_mib: mib("RssAnon")? })
@@ -210,7 +213,8 @@ impl Host {
         let threads =
             query_threads.map_or_else(Threads::default, |n| Threads::with_query_threads(n.into()));
         let place = Place { store_dir: store_dir.to_owned(), socket: PathBuf::new() };
-        let service = Service::start(store, embedder.clone(), &threads, Limits::default(), place)?;
+        let limits = Limits::default();
+        let service = Service::start(store, embedder.clone(), &threads, limits, place, SLOW)?;
         Ok(Host::InProcess { service, scratch: tempfile::tempdir()? })
     }
 

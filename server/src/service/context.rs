@@ -28,7 +28,7 @@ pub struct Context {
     arrived: Cell<Instant>,
     permit: RefCell<Option<Permit>>,
     /// Says whether the client has gone for good.
-    gone: Box<dyn Fn() -> bool>,
+    gone: Box<dyn Fn() -> bool + Send>,
     /// The request at hand waits for something on its client's wish.
     waits: Cell<bool>,
     /// The request handled last, until its answer is written.
@@ -58,7 +58,7 @@ impl Context {
 
     /// A view for one thread; `gone` says whether nobody will read an answer any more.
     #[must_use]
-    pub fn with_client(service: Arc<Service>, gone: impl Fn() -> bool + 'static) -> Self {
+    pub fn with_client(service: Arc<Service>, gone: impl Fn() -> bool + Send + 'static) -> Self {
         let unwritten = (0..service.metrics.methods()).map(|_| Cell::new(0)).collect();
         Self {
             service,
