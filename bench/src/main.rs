@@ -14,6 +14,7 @@ mod feed;
 mod fill;
 mod load;
 mod machine;
+mod peers;
 mod recall;
 mod report;
 mod run;
@@ -45,6 +46,8 @@ enum Command {
     Report(report::Options),
     /// Two builds against each other, in turns on copies of the same store
     Compare(compare::Options),
+    /// Flashbulb and other vector stores, in turns over the same memories, questions and model
+    Peers(Box<peers::Options>),
     /// Import, search, recall, start-up and memory of the daemon, at each size
     Service(service::Options),
     /// The embedding model alone: one thread in a loop, and at the rate of a user
@@ -70,6 +73,7 @@ fn main() -> std::process::ExitCode {
             Ok(slower) if slower => return std::process::ExitCode::from(2),
             outcome => outcome.map(drop),
         },
+        Command::Peers(options) => peers::run(&options),
         Command::Service(options) => service::run(&options),
         Command::Bare(options) => bare::run(&options),
     };
