@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use flashbulb::embed::{EmbedOptions, Embedder, Helper, Precision};
+use flashbulb::embed::{self, EmbedOptions, Embedder, Helper};
 use flashbulb::provision::{self, Drawn, Wanted};
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -14,7 +14,7 @@ use crate::machine::Machine;
 use crate::report::text;
 use crate::run::Turns;
 use crate::stats::{Percentiles, histogram, record};
-use crate::{Common, Failure};
+use crate::{Common, Failure, Precision};
 
 /// Options of `bare`.
 #[derive(Debug, clap::Args)]
@@ -43,13 +43,18 @@ pub struct Bare {
     pub texts: usize,
 }
 
-/// The embedder with the machine's own settings.
+/// The embedder as the service opens it.
 ///
 /// # Errors
 /// What provisioning or the runtime say.
-pub fn embedder() -> Result<Embedder, Failure> {
+pub fn embedder(precision: Precision) -> Result<Embedder, Failure> {
     let provisioned = provision::ensure(&Wanted::default(), &Drawn::default())?;
-    let options = EmbedOptions { precision: Precision::Auto, ..EmbedOptions::default() };
+    let precision = match precision {
+        Precision::Auto => embed::Precision::Auto,
+        Precision::F32 => embed::Precision::F32,
+        Precision::Int8 => embed::Precision::Int8,
+    };
+    let options = EmbedOptions { precision, ..EmbedOptions::default() };
     Ok(Embedder::open(&provisioned, &options, &Drawn::default())?)
 }
 
@@ -208,7 +213,7 @@ fn at_lengths(embedder: &Embedder) -> Result<Vec<AtLength>, Failure> {
 /// What the data, provisioning, the runtime or the file system say.
 pub fn run(options: &Options) -> Result<(), Failure> {
     let machine = Machine::read();
-    let embedder = embedder()?;
+    let embedder = embedder(options.common.precision)?;
     let seed = options.common.seed;
     let corpus = Corpus::read(options.common.data.as_deref(), 10_000, seed)?;
     let queries = Queries::new(corpus.held_out(), seed, tokens(&embedder))?.take(1_000)?;

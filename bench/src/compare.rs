@@ -43,8 +43,8 @@ pub struct Options {
     /// Pairs of runs
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
     pairs: u16,
-    /// Seconds of each run
-    #[arg(long, default_value_t = 10.0)]
+    /// Seconds of each run; p99 needs a thousand searches
+    #[arg(long, default_value_t = 12.0)]
     seconds: f64,
     /// Searches a second
     #[arg(long, default_value_t = 100.0)]
@@ -135,11 +135,12 @@ pub fn run(options: &Options) -> Result<bool, Failure> {
     println!("{}\n", machine.line());
     let a = daemon::program(Some(&options.a))?;
     let b = daemon::program(Some(&options.b))?;
-    let (of_a, of_b) = (setup::describe(&a, &[])?, setup::describe(&b, &[])?);
+    let arguments = options.common.arguments();
+    let (of_a, of_b) = (setup::describe(&a, &arguments)?, setup::describe(&b, &arguments)?);
     if of_a.sha256 == of_b.sha256 {
         println!("note: A and B are the same file; any difference is the machine's\n");
     }
-    let setup = Setup::prepare(&options.common, &options.store, &a)?;
+    let setup = Setup::prepare(&options.common, &options.store, &a, &arguments)?;
     let pairs = measure(options, &setup, [&a, &b])?;
     let verdicts = [
         Verdict::of("p50", &pairs, |h| h.load.response.p50.us().map(|us| us as f64)),
@@ -173,7 +174,8 @@ fn measure(options: &Options, setup: &Setup, programs: [&Path; 2]) -> Result<Vec
         let store = copies.path().join(name);
         fill::copy(&setup.place.store, &store)?;
         let first = ("admin.status", &status);
-        daemons.push(Daemon::launch(&Start { program, store: &store, arguments: &[], first })?);
+        let arguments = &options.common.arguments();
+        daemons.push(Daemon::launch(&Start { program, store: &store, arguments, first })?);
     }
     let base = Arc::new(setup.corpus.base().to_vec());
     let mix: Mix = "search=1".parse()?;

@@ -68,14 +68,6 @@ pub struct Start<'a> {
 }
 
 impl Daemon {
-    /// Starts `program serve` on the store in `dir` and waits until it answers `first`.
-    ///
-    /// # Errors
-    /// As [`Self::launch`].
-    pub fn start(program: &Path, store: &Path, first: (&str, &Value)) -> Result<Daemon, Failure> {
-        Daemon::launch(&Start { program, store, arguments: &[], first })
-    }
-
     /// Starts `program serve` and waits until it answers.
     ///
     /// # Errors

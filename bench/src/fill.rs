@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::Failure;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Start};
 use crate::data::Corpus;
 use crate::run::Fill;
 use crate::space;
@@ -102,42 +102,24 @@ pub fn space_names(spaces: usize) -> Vec<String> {
     }
 }
 
-/// Makes the store if it is not there.
+/// The store, found or filled through the daemon.
 ///
 /// # Errors
-/// What the daemon, the store or the model say.
-pub fn ensure(
+/// What the daemon or the store say.
+pub fn through_daemon(
     place: &Place,
     wanted: &Wanted,
     corpus: &Corpus,
     program: &Path,
-    embedder: &Embedder,
-    vectors_cache: Option<&Path>,
+    arguments: &[String],
 ) -> Result<Fill, Failure> {
     let mut fill = Fill { way: wanted.way.clone(), ..Fill::default() };
-    if place.holds(wanted)? {
-        fill.reused = true;
+    fill.reused = place.holds(wanted)?;
+    if fill.reused {
         return Ok(fill);
     }
-    match vectors_cache {
-        Some(cache) => {
-            let vectors = Vectors::ensure(cache, corpus.base(), &corpus.sha256, embedder)?;
-            with_vectors(place, wanted, corpus, &vectors, embedder, &mut fill)?;
-        }
-        None => through_daemon(place, wanted, corpus, program, &mut fill)?,
-    }
-    place.mark(wanted)?;
-    Ok(fill)
-}
-
-fn through_daemon(
-    place: &Place,
-    wanted: &Wanted,
-    corpus: &Corpus,
-    program: &Path,
-    fill: &mut Fill,
-) -> Result<(), Failure> {
-    let daemon = Daemon::start(program, &place.store, ("admin.status", &json!({})))?;
+    let first = ("admin.status", &json!({}));
+    let daemon = Daemon::launch(&Start { program, store: &place.store, arguments, first })?;
     let mut caller = daemon.caller()?;
     let (mut seconds, mut indexed) = (0.0, 0.0);
     for (s, name) in space_names(wanted.spaces).iter().enumerate() {
@@ -148,20 +130,32 @@ fn through_daemon(
     }
     (fill.seconds, fill.indexed_after_s) = (Some(seconds), Some(indexed));
     drop(caller);
-    daemon.stop().map(drop)
+    daemon.stop()?;
+    place.mark(wanted)?;
+    Ok(fill)
 }
 
-fn with_vectors(
+/// The store, found or filled with vectors from a file, which is made first if need be.
+///
+/// # Errors
+/// What the store or the model say.
+pub fn with_vectors(
     place: &Place,
     wanted: &Wanted,
     corpus: &Corpus,
-    vectors: &Vectors,
     embedder: &Embedder,
-    fill: &mut Fill,
-) -> Result<(), Failure> {
+    cache: &Path,
+) -> Result<Fill, Failure> {
+    let mut fill = Fill { way: wanted.way.clone(), ..Fill::default() };
+    fill.reused = place.holds(wanted)?;
+    if fill.reused {
+        return Ok(fill);
+    }
+    let vectors = Vectors::ensure(cache, corpus.base(), &corpus.sha256, embedder)?;
     let (sigma, seed) = wanted.noise.unwrap_or_default();
     let mut noise = Noise { by: Normal::new(0.0, sigma)?, rng: ChaCha8Rng::seed_from_u64(seed) };
     let options = StoreOptions::new(embedder.dim(), embedder.fingerprint());
+    private_dir(&place.store)?;
     let store = Store::open(&place.store, options)?;
     let (begun, mut told) = (Instant::now(), Instant::now());
     for (s, name) in space_names(wanted.spaces).iter().enumerate() {
@@ -170,7 +164,7 @@ fn with_vectors(
         while from < wanted.memories {
             let until = wanted.memories.min(from + BATCH);
             let first = s * wanted.memories;
-            add(&store, &space, corpus, vectors, first + from..first + until, &mut noise)?;
+            add(&store, &space, corpus, &vectors, first + from..first + until, &mut noise)?;
             store.maintain(Duration::from_millis(5))?;
             from = until;
             if told.elapsed() > Duration::from_secs(10) {
@@ -183,7 +177,9 @@ fn with_vectors(
     eprintln!("building the graph");
     while store.maintain(Duration::from_secs(1))? {}
     fill.indexed_after_s = Some(begun.elapsed().as_secs_f64());
-    Ok(store.close()?)
+    store.close()?;
+    place.mark(wanted)?;
+    Ok(fill)
 }
 
 /// Noise for the vectors of made-up memories.
@@ -236,12 +232,22 @@ fn add(
     Ok(())
 }
 
+/// Makes a folder that only its owner may enter: a daemon takes no other for its store.
+fn private_dir(path: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| format!("cannot make {}: {e}", path.display()).into())
+}
+
 /// Copies a store that no process has open.
 ///
 /// # Errors
 /// If a file cannot be read or written.
 pub fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(to)?;
+    private_dir(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());

@@ -63,6 +63,31 @@ pub struct Common {
     /// Seed of arrivals and of generated texts
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Precision of the model, here and in the daemon; a daemon on an accelerator uses f32
+    #[arg(long, value_enum, default_value = "auto")]
+    precision: Precision,
+}
+
+/// The number format of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Precision {
+    /// What the service chooses by itself.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// Eight-bit weights and activations.
+    Int8,
+}
+
+impl Common {
+    /// What makes a daemon use the same model as this process.
+    fn arguments(&self) -> Vec<String> {
+        match self.precision {
+            Precision::Auto => Vec::new(),
+            Precision::F32 => vec!["--precision=f32".to_owned()],
+            Precision::Int8 => vec!["--precision=int8".to_owned()],
+        }
+    }
 }
 
 fn main() -> std::process::ExitCode {
@@ -83,5 +108,22 @@ fn main() -> std::process::ExitCode {
             eprintln!("flashbulb-bench: {e}");
             std::process::ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_its_defaults_are_read() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+        for line in ["load", "service", "bare", "report a", "compare a b", "peers"] {
+            let words = ["flashbulb-bench"].into_iter().chain(line.split(' '));
+            assert!(Args::try_parse_from(words).is_ok(), "{line}");
+        }
+        let wrong = ["flashbulb-bench", "load", "--mix", "search=0.5"];
+        assert!(Args::try_parse_from(wrong).is_err());
     }
 }

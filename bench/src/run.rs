@@ -29,7 +29,10 @@ pub struct Run {
     pub machine: Machine,
     pub program: Program,
     pub data: Data,
+    /// As this process opened it.
     pub model: Model,
+    /// What `admin.status` of the measured service says of its embedder.
+    pub ran: Value,
     /// When a write is acknowledged, as the daemon says.
     pub durability: String,
     pub scenario: Scenario,

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::analysis::{self, Asked, Questions};
 use crate::bare::{self, Bare};
-use crate::daemon::{self, Daemon};
+use crate::daemon::{self, Daemon, Start};
 use crate::data::{Corpus, Queries};
 use crate::load::mix::{Maker, Mix, Request};
 use crate::load::offer::{Load, offer, requests_for};
@@ -77,7 +77,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let machine = Machine::read();
     println!("{}\n", machine.line());
     let program = daemon::program(options.program.as_deref())?;
-    let embedder = bare::embedder()?;
+    let embedder = bare::embedder(options.common.precision)?;
     println!("{}; durability sync\n", text::ran(&embedder));
     let mut rows = Vec::new();
     for &size in &options.sizes {
@@ -102,7 +102,11 @@ fn measure(
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let bare = bare::rate(embedder, corpus.base(), threads, options.bare_seconds)?;
 
-    let daemon = Daemon::start(program, &store, ("admin.status", &json!({})))?;
+    let arguments = options.common.arguments();
+    let start =
+        |first| Daemon::launch(&Start { program, store: &store, arguments: &arguments, first });
+    let status = json!({});
+    let daemon = start(("admin.status", &status))?;
     let mut caller = daemon.caller()?;
     let texts = (0..corpus.len()).map(|i| corpus.text(i));
     let filled = space::fill(&mut caller, SPACE, root.path(), texts)?;
@@ -116,10 +120,10 @@ fn measure(
     daemon.stop()?;
 
     let first = json!({"space": SPACE, "query": first_query, "mode": "dense"});
-    let again = Daemon::start(program, &store, ("memory.search", &first))?;
+    let again = start(("memory.search", &first))?;
     let restart_s = again.started_in.as_secs_f64();
     again.kill()?;
-    let after_kill = Daemon::start(program, &store, ("memory.search", &first))?;
+    let after_kill = start(("memory.search", &first))?;
     let restart_after_kill_s = after_kill.started_in.as_secs_f64();
     after_kill.stop()?;
 

@@ -56,21 +56,29 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Reads the texts, opens the model, and fills the store or finds it.
+    /// Reads the texts, opens the model, and fills the store or finds it; `arguments` are those of `serve`.
     ///
     /// # Errors
     /// What the data, the model, the daemon or the store say.
-    pub fn prepare(common: &Common, args: &StoreArgs, program: &Path) -> Result<Setup, Failure> {
+    pub fn prepare(
+        common: &Common,
+        args: &StoreArgs,
+        program: &Path,
+        arguments: &[String],
+    ) -> Result<Setup, Failure> {
         if args.memories == 0 {
             return Err("--memories must be at least 1".into());
         }
-        let embedder = bare::embedder()?;
+        let embedder = bare::embedder(common.precision)?;
         let all = args.memories * usize::from(args.spaces);
         let corpus = Corpus::read(common.data.as_deref(), all, common.seed)?;
         let place = Place::new(args.store.as_deref())?;
         let wanted = args.wanted(&corpus, &embedder, common.seed);
         let cache = args.vectors_cache.as_deref();
-        let fill = fill::ensure(&place, &wanted, &corpus, program, &embedder, cache)?;
+        let fill = match cache {
+            Some(cache) => fill::with_vectors(&place, &wanted, &corpus, &embedder, cache)?,
+            None => fill::through_daemon(&place, &wanted, &corpus, program, arguments)?,
+        };
         Ok(Setup { embedder, corpus, place, fill, wanted })
     }
 
@@ -119,14 +127,43 @@ pub fn describe(program: &Path, arguments: &[String]) -> Result<Program, Failure
     Ok(Program { version, sha256, commit, dirty, arguments: arguments.to_vec() })
 }
 
-/// The command line of this program.
+/// The command line of this program; of absolute paths only the last part, which is all that another machine can share.
 pub fn command() -> String {
-    let quoted = |word: String| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
-        if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{word}'") }
-    };
     let mut words = std::env::args();
-    let program = words.next().map(PathBuf::from).unwrap_or_default();
-    let name = program.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    std::iter::once(name).chain(words.map(quoted)).collect::<Vec<_>>().join(" ")
+    let program = words.next().unwrap_or_default();
+    let shown = words.map(|word| quoted(&without_folder(&word)));
+    std::iter::once(last_part(&program)).chain(shown).collect::<Vec<_>>().join(" ")
+}
+
+fn last_part(path: &str) -> String {
+    Path::new(path).file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+}
+
+fn without_folder(word: &str) -> String {
+    match word.split_once('=') {
+        _ if word.starts_with('/') => last_part(word),
+        Some((option, value)) if option.starts_with("--") && value.starts_with('/') => {
+            format!("{option}={}", last_part(value))
+        }
+        _ => word.to_owned(),
+    }
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{word}'") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_names_no_folder_of_this_machine() {
+        let shown = |word| quoted(&without_folder(word));
+        assert_eq!(shown("/home/me/turns.txt.gz"), "turns.txt.gz");
+        assert_eq!(shown("--data=/home/me/my turns.gz"), "'--data=my turns.gz'");
+        assert_eq!(shown("docs/reports/x"), "docs/reports/x");
+        assert_eq!(shown("--mix=search=0.9,add=0.1"), "--mix=search=0.9,add=0.1");
+    }
 }

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use flashbulb_engine::index::GRAPH_FROM;
 use serde_json::{Value, json};
 
 use crate::Failure;
@@ -113,7 +114,8 @@ fn wait_indexed(caller: &mut Caller, space: &str) -> Result<(), Failure> {
     loop {
         let stats = stats(caller, space)?;
         let graph = stats["graph_vectors"].as_u64().unwrap_or(0);
-        if graph > 0 && stats["vectors"].as_u64() == Some(graph) {
+        let vectors = stats["vectors"].as_u64().ok_or("space.stats has no vectors")?;
+        if graph >= vectors || vectors < u64::from(GRAPH_FROM) {
             return Ok(());
         }
         if graph != last.0 {

@@ -42,7 +42,7 @@ pub struct Options {
     /// Write run.json, interval logs and the report into this folder
     #[arg(long)]
     out: Option<PathBuf>,
-    /// A folder of an earlier run, shown beside this one in the report
+    /// A folder of an earlier run of the same scenario, shown beside this one in the report
     #[arg(long, requires = "out")]
     previous: Option<PathBuf>,
     /// Requests a second, open loop, Poisson; one row of figures for each. Default: 50, none with --sweep
@@ -187,8 +187,10 @@ impl Options {
     }
 
     fn arguments(&self) -> Vec<String> {
-        let threads = self.query_threads.map(|n| format!("--query-threads={n}"));
-        threads.into_iter().chain(self.serve_args.iter().cloned()).collect()
+        let mut arguments = self.common.arguments();
+        arguments.extend(self.query_threads.map(|n| format!("--query-threads={n}")));
+        arguments.extend(self.serve_args.iter().cloned());
+        arguments
     }
 }
 
@@ -213,7 +215,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let filler = daemon::program(options.program.as_deref()).or_else(|e| {
         if options.store.vectors_cache.is_some() { Ok(PathBuf::new()) } else { Err(e) }
     })?;
-    let setup = Setup::prepare(&options.common, &options.store, &filler)?;
+    let setup = Setup::prepare(&options.common, &options.store, &filler, &options.arguments())?;
     println!("{}; {}", text::ran(&setup.embedder), setup.corpus.source);
 
     let measured = measure(options, &setup, &program)?;
@@ -227,6 +229,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         program: setup::describe(&program, &options.arguments())?,
         data: setup.data(measured.queries.0, measured.queries.1),
         model: setup.model(),
+        ran: measured.ran,
         durability: measured.durability,
         scenario: options.scenario(),
         fill: setup.fill.clone(),
@@ -240,7 +243,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     text::print_end(&run);
     if let Some(out) = &options.out {
         run.write(out)?;
-        report::make(std::slice::from_ref(out), options.previous.as_deref(), out)?;
+        report::make(std::slice::from_ref(out), options.previous.as_slice(), out)?;
     }
     Ok(())
 }
@@ -251,6 +254,7 @@ struct Measured {
     knees: Vec<crate::run::Knee>,
     asked: Vec<Asked>,
     durability: String,
+    ran: serde_json::Value,
     memory: Option<crate::run::Memory>,
     /// Real and made-up queries.
     queries: (usize, usize),
@@ -311,8 +315,8 @@ fn measure(
     // An earlier run that was cut off may have left them.
     space::drop_if_there(&mut caller, mix::ADDS)?;
     space::drop_if_there(&mut caller, crate::feed::SPACE)?;
-    let durability = caller.call("admin.status", &json!({}), daemon::ANSWER_LIMIT)?;
-    let durability = durability["store"]["durability"].as_str().unwrap_or("unknown").to_owned();
+    let status = caller.call("admin.status", &json!({}), daemon::ANSWER_LIMIT)?;
+    let durability = status["store"]["durability"].as_str().unwrap_or("unknown").to_owned();
     println!("durability {durability}; {}\n", options.scenario_line());
     if options.temperature.contains(&Temperature::Warm) {
         warm(options, &mut bench, &base, host.scratch())?;
@@ -330,10 +334,11 @@ fn measure(
         host.stop()?;
     }
     let queries = (bench.queries.real, bench.queries.made);
-    let notes = notes(setup, queries, &bench.rows);
+    let notes = notes(setup, queries, &status["embedder"], &bench.rows);
     let Bench { rows, knees, mut asked, .. } = bench;
     asked.truncate(options.recall_queries);
-    Ok(Measured { rows, knees, asked, durability, memory, queries, notes })
+    let ran = status["embedder"].clone();
+    Ok(Measured { rows, knees, asked, durability, ran, memory, queries, notes })
 }
 
 impl Options {
@@ -414,7 +419,12 @@ fn against_bare(
     })
 }
 
-fn notes(setup: &Setup, queries: (usize, usize), rows: &[Row]) -> Vec<String> {
+fn notes(
+    setup: &Setup,
+    queries: (usize, usize),
+    ran: &serde_json::Value,
+    rows: &[Row],
+) -> Vec<String> {
     let mut notes = Vec::new();
     let corpus = &setup.corpus;
     if corpus.len() > corpus.real() {
@@ -439,6 +449,11 @@ fn notes(setup: &Setup, queries: (usize, usize), rows: &[Row]) -> Vec<String> {
     }
     if setup.fill.way == "vectors" {
         notes.push("The store was filled with vectors of the model in the harness's process, not by an import.".to_owned());
+    }
+    if ran["provider"].as_str().is_some_and(|p| p != setup.embedder.ran().provider) {
+        notes.push(
+            "The bare model ran on the processor, the service's on its accelerator.".to_owned(),
+        );
     }
     if rows.iter().any(|r| !r.load.realtime) {
         notes.push("The generator's threads had ordinary priority in some rows: the system refused real-time priority.".to_owned());

@@ -105,6 +105,9 @@ impl Options {
         positive("--seconds", self.seconds, 0.1)?;
         positive("--seconds-import", self.seconds_import, 0.0)?;
         positive("--promise-ms", self.promise_ms, 0.001)?;
+        if self.common.precision != crate::Precision::Auto {
+            return Err("--precision does not go with peers; name flashbulb, flashbulb-f32 or both with --systems".into());
+        }
         if self.memories == 0 {
             return Err("--memories must be at least 1".into());
         }

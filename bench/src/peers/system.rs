@@ -345,8 +345,7 @@ pub fn start_flashbulb(
         way: "vectors".to_owned(),
         noise: None,
     };
-    let cache = Some(vectored.cache.as_path());
-    let filled = fill::ensure(&place, &wanted, corpus, program, embedder, cache)?;
+    let filled = fill::with_vectors(&place, &wanted, corpus, embedder, &vectored.cache)?;
     let (seconds, indexed) = filled.seconds.zip(filled.indexed_after_s).ok_or("no filling time")?;
     let memories = numbers(&place.store, embedder)?;
     let arguments = match kind.precision() {

@@ -93,6 +93,10 @@ impl<'a> Turns<'a> {
             for (((found, row), system), answers) in
                 found.iter_mut().zip(rows).zip(&*systems).zip(&answers)
             {
+                if row.load.response.missed == row.load.response.samples {
+                    let why = row.load.first_errors.values().next().cloned().unwrap_or_default();
+                    return Err(format!("{} answered nothing: {why}", system.name).into());
+                }
                 if beside == Beside::Nothing {
                     found.memory = system.running.memory();
                     found.recall = self.recall(system, answers, own)?;

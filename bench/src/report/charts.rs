@@ -45,8 +45,6 @@ pub struct Chart<'a> {
     pub x_label: &'a dyn Fn(f64) -> String,
     /// Where labels stand; none is about eight of them at round numbers.
     pub x_ticks: Option<Vec<f64>>,
-    /// None is where the points are.
-    pub x_range: Option<(f64, f64)>,
     pub series: &'a [Series],
     /// Upright lines with words.
     pub marks: &'a [(f64, String)],
@@ -132,11 +130,15 @@ pub fn short(v: f64) -> String {
 pub fn draw(chart: &Chart<'_>) -> Result<Option<String>, Failure> {
     let points = || chart.series.iter().flat_map(|s| s.points.iter());
     let Some(ys) = range(points().map(|p| p.1).chain(chart.level)) else { return Ok(None) };
-    let Some(xs) = chart.x_range.or_else(|| range(points().map(|p| p.0))) else { return Ok(None) };
+    let Some(xs) = range(points().map(|p| p.0)) else { return Ok(None) };
     let xs = if xs.1 > xs.0 { xs } else { (xs.0 - 0.5, xs.1 + 0.5) };
+    // Room for the words beside dots.
+    let dotted = chart.series.iter().any(|s| s.dots.is_some());
+    let room = if dotted { xs.1 - xs.0 } else { 0.0 };
+    let xs = (xs.0 - room * 0.04, xs.1 + room * 0.12);
     // Room for the legend above.
     let low = (ys.0 / 1.3).max(1e-4);
-    let high = ys.1 * (ys.1 / low).powf(0.08 * (chart.series.len().min(8) as f64)).max(1.5);
+    let high = ys.1 * (ys.1 / low).powf(0.11 * (chart.series.len().min(8) as f64)).max(1.5);
     let x_ticks = chart.x_ticks.clone().unwrap_or_else(|| linear_ticks(xs.0, xs.1));
     let mut svg = String::new();
     {
@@ -177,27 +179,7 @@ pub fn draw(chart: &Chart<'_>) -> Result<Option<String>, Failure> {
             let at = EmptyElement::at((*x, low)) + Text::new(words.clone(), (5, -16), text.clone());
             drawn(on.draw_series(std::iter::once(at)))?;
         }
-        for s in chart.series {
-            let colour = COLOURS[s.colour % COLOURS.len()];
-            let style = colour.stroke_width(if s.thin { 1 } else { 2 });
-            let label = if s.void { format!("{} (void)", s.label) } else { s.label.clone() };
-            let legend = move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], style);
-            let line = s.points.iter().copied();
-            if s.void {
-                let dashed = DashedLineSeries::new(line, 6, 5, style);
-                drawn(on.draw_series(dashed))?.label(label).legend(legend);
-            } else {
-                drawn(on.draw_series(LineSeries::new(line, style)))?.label(label).legend(legend);
-            }
-            for (p, words) in s.points.iter().zip(s.dots.iter().flatten()) {
-                let fill = if s.void { WHITE.filled() } else { colour.filled() };
-                let dot = EmptyElement::at(*p)
-                    + Circle::new((0, 0), 4, fill)
-                    + Circle::new((0, 0), 4, colour.stroke_width(1))
-                    + Text::new(words.clone(), (6, -15), text.clone());
-                drawn(on.draw_series(std::iter::once(dot)))?;
-            }
-        }
+        chart.series.iter().try_for_each(|s| series(&mut on, s, &text))?;
         drawn(
             on.configure_series_labels()
                 .position(SeriesLabelPosition::UpperLeft)
@@ -209,6 +191,31 @@ pub fn draw(chart: &Chart<'_>) -> Result<Option<String>, Failure> {
         drawn(root.present())?;
     }
     Ok(Some(svg))
+}
+
+type On<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
+
+fn series(on: &mut On<'_, '_>, s: &Series, text: &TextStyle<'_>) -> Result<(), Failure> {
+    let colour = COLOURS[s.colour % COLOURS.len()];
+    let style = colour.stroke_width(if s.thin { 1 } else { 2 });
+    let label = if s.void { format!("{} (void)", s.label) } else { s.label.clone() };
+    let legend = move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], style);
+    let line = s.points.iter().copied();
+    if s.void {
+        let dashed = DashedLineSeries::new(line, 6, 5, style);
+        drawn(on.draw_series(dashed))?.label(label).legend(legend);
+    } else {
+        drawn(on.draw_series(LineSeries::new(line, style)))?.label(label).legend(legend);
+    }
+    for (p, words) in s.points.iter().zip(s.dots.iter().flatten()) {
+        let fill = if s.void { WHITE.filled() } else { colour.filled() };
+        let dot = EmptyElement::at(*p)
+            + Circle::new((0, 0), 4, fill)
+            + Circle::new((0, 0), 4, colour.stroke_width(1))
+            + Text::new(words.clone(), (6, -15), text.clone());
+        drawn(on.draw_series(std::iter::once(dot)))?;
+    }
+    Ok(())
 }
 
 /// A bar of [`bars`].
@@ -298,7 +305,6 @@ mod tests {
             y: "ms",
             x_label: &short,
             x_ticks: None,
-            x_range: None,
             series: &series,
             marks: &[(0.5, "knee".into())],
             level: Some(10.0),

@@ -30,9 +30,9 @@ pub struct Options {
     /// Write report.html and report.md here; into the first run's folder if left out
     #[arg(long)]
     out: Option<PathBuf>,
-    /// A folder of an earlier run, shown beside those of the same scenario
+    /// A folder of an earlier run, shown beside the one of the same scenario; may be repeated
     #[arg(long)]
-    previous: Option<PathBuf>,
+    previous: Vec<PathBuf>,
 }
 
 /// A run with its interval logs.
@@ -67,18 +67,25 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         (None, Some(first)) => first.clone(),
         (None, None) => return Err("no run is named".into()),
     };
-    make(&options.runs, options.previous.as_deref(), &out)
+    make(&options.runs, &options.previous, &out)
 }
 
 /// Makes a report of runs into a folder.
 ///
 /// # Errors
 /// As [`run`].
-pub fn make(runs: &[PathBuf], previous: Option<&Path>, out: &Path) -> Result<(), Failure> {
+pub fn make(runs: &[PathBuf], previous: &[PathBuf], out: &Path) -> Result<(), Failure> {
     let loaded: Vec<Loaded> = runs.iter().map(|r| Loaded::read(r)).collect::<Result<_, _>>()?;
-    let previous = previous.map(Run::read).transpose()?;
+    let mut earlier = Vec::with_capacity(previous.len());
+    for path in previous {
+        let run = Run::read(path)?;
+        if loaded.iter().all(|l| l.run.scenario != run.scenario) {
+            eprintln!("{} is of another scenario and is not shown", path.display());
+        }
+        earlier.push(run);
+    }
     std::fs::create_dir_all(out).map_err(|e| format!("cannot make {}: {e}", out.display()))?;
-    let page = sections::page(&loaded, previous.as_ref())?;
+    let page = sections::page(&loaded, &earlier)?;
     for (name, text) in [(HTML, view::html(&page)?), (MARKDOWN, view::markdown(&page)?)] {
         let path = out.join(name);
         std::fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))?;

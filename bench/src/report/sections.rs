@@ -19,7 +19,7 @@ use crate::stats::is_shown;
 ///
 /// # Errors
 /// If a picture cannot be drawn or a log not be read.
-pub fn page(loaded: &[Loaded], previous: Option<&Run>) -> Result<Page, Failure> {
+pub fn page(loaded: &[Loaded], previous: &[Run]) -> Result<Page, Failure> {
     let first = loaded.first().ok_or("there is no run to report")?;
     let run = &first.run;
     let title = format!("Flashbulb: search latency, durability {}", run.durability);
@@ -44,11 +44,11 @@ pub fn page(loaded: &[Loaded], previous: Option<&Run>) -> Result<Page, Failure> 
     Ok(Page { title, lead, sections })
 }
 
-fn of_run(loaded: &Loaded, previous: Option<&Run>) -> Result<Vec<Section>, Failure> {
+fn of_run(loaded: &Loaded, previous: &[Run]) -> Result<Vec<Section>, Failure> {
     let run = &loaded.run;
     let rates = || run.rows.iter().filter(|r| r.purpose == Purpose::Rate);
     let mut top = Section { title: run.title(), level: 2, ..Section::default() };
-    top.tables.push(tables::summary(run, rates()));
+    top.tables.push(tables::summary(run, rates(), true));
     top.texts.extend(run.notes.iter().cloned());
     let mut sections = vec![top];
     let mut push = |title: &str, texts: Vec<String>, tables: Vec<Table>, pictures: Vec<Picture>| {
@@ -63,7 +63,8 @@ fn of_run(loaded: &Loaded, previous: Option<&Run>) -> Result<Vec<Section>, Failu
         run.knees.iter().map(|k| format!("{}.", capital(&knee_line(k)))).collect();
     let swept: Vec<Row> =
         run.rows.iter().filter(|r| r.purpose == Purpose::Sweep).cloned().collect();
-    let sweep = if swept.is_empty() { vec![] } else { vec![tables::summary(run, swept.iter())] };
+    let sweep =
+        if swept.is_empty() { vec![] } else { vec![tables::summary(run, swept.iter(), false)] };
     push("Latency against load", knees, sweep, load_latency(run)?);
     let recall = run.recall.iter().map(|r| {
         format!(
@@ -105,7 +106,10 @@ fn of_run(loaded: &Loaded, previous: Option<&Run>) -> Result<Vec<Section>, Failu
         vec![],
     );
     push("Generator and machine", vec![], vec![tables::generator(&run.rows)], vec![]);
-    if let Some(old) = previous.filter(|p| p.scenario == run.scenario) {
+    let counted = vec!["By how much each grew during the load.".to_owned()];
+    let counters = tables::counters(&run.rows).into_iter().collect();
+    push("The service's own counters", counted, counters, vec![]);
+    if let Some(old) = previous.iter().find(|p| p.scenario == run.scenario) {
         let text = "The same scenario in an earlier run; two runs at different times are not a comparison of builds, `compare` is.";
         let tables = vec![tables::previous(run, old), tables::previous_others(run, old)];
         push("Beside the previous run", vec![text.to_owned()], tables, vec![]);
@@ -175,7 +179,6 @@ fn percentile_curves(loaded: &Loaded) -> Result<Vec<Picture>, Failure> {
         y: "response, ms",
         x_label: &nines,
         x_ticks: Some(vec![0.0, HALF, 1.0, 2.0, 3.0, 4.0, 5.0]),
-        x_range: None,
         series: &series,
         marks: &[],
         level: Some(loaded.run.scenario.promise_ms),
@@ -220,7 +223,7 @@ fn curve(h: &Histogram<u64>, samples: u64) -> Vec<(f64, f64)> {
 fn over_time(loaded: &Loaded) -> Result<Vec<Picture>, Failure> {
     let mut pictures = Vec::new();
     for (row, intervals) in loaded.run.rows.iter().zip(&loaded.logs) {
-        if row.purpose == Purpose::Sweep {
+        if row.purpose != Purpose::Rate {
             continue;
         }
         let void = row.load.void.is_some();
@@ -247,7 +250,6 @@ fn over_time(loaded: &Loaded) -> Result<Vec<Picture>, Failure> {
             y: "response, ms",
             x_label: &charts::short,
             x_ticks: None,
-            x_range: None,
             series: &series,
             marks: &[],
             level: Some(loaded.run.scenario.promise_ms),
@@ -298,7 +300,6 @@ fn load_latency(run: &Run) -> Result<Vec<Picture>, Failure> {
             y: "response, ms",
             x_label: &charts::short,
             x_ticks: None,
-            x_range: None,
             series: &series,
             marks: &marks,
             level: Some(run.scenario.promise_ms),
@@ -344,7 +345,6 @@ fn recall_latency(run: &Run) -> Result<Vec<Picture>, Failure> {
         y: "search, ms",
         x_label: &|x| format!("{x:.3}"),
         x_ticks: None,
-        x_range: None,
         series: &series,
         marks: &[],
         level: None,
@@ -402,7 +402,7 @@ mod tests {
         let make = |run: &Run| {
             let logs = run.rows.iter().map(|_| Vec::new()).collect();
             let loaded = Loaded { run: run.clone(), dir: ".".into(), logs };
-            let page = page(&[loaded], Some(run)).unwrap();
+            let page = page(&[loaded], std::slice::from_ref(run)).unwrap();
             (view::html(&page).unwrap(), view::markdown(&page).unwrap())
         };
         let (html, markdown) = make(&run);

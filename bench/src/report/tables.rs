@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use crate::run::{Beside, Boundary, Miss, Purpose, Row, Run, Temperature, thousands};
 use crate::stats::{Percentiles, Quantile};
 
@@ -32,8 +34,8 @@ pub fn p99(p: &Percentiles) -> String {
     format!("{}{}", ms(p.p99), between.unwrap_or_default())
 }
 
-/// The table that stands first: one line a row.
-pub fn summary<'a>(run: &Run, rows: impl Iterator<Item = &'a Row>) -> Table {
+/// The table that stands first: one line a row. Recall is of the run as a whole.
+pub fn summary<'a>(run: &Run, rows: impl Iterator<Item = &'a Row>, with_recall: bool) -> Table {
     let recall = run.recall.as_ref().map_or("–".to_owned(), |r| format!("{:.4}", r.recall));
     let k = run.scenario.k;
     let mut table = Table::new(&[
@@ -48,8 +50,10 @@ pub fn summary<'a>(run: &Run, rows: impl Iterator<Item = &'a Row>) -> Table {
         "p99.9",
         "p99.99",
         "max",
-        &format!("recall@{k}"),
     ]);
+    if with_recall {
+        table.head.push(format!("recall@{k}"));
+    }
     for row in rows {
         let l = &row.load;
         let void = l.void.is_some();
@@ -69,7 +73,9 @@ pub fn summary<'a>(run: &Run, rows: impl Iterator<Item = &'a Row>) -> Table {
         ];
         let mut cells = vec![Cell::plain(name(row)), Cell::plain(l.searches.to_string())];
         cells.extend(figures.into_iter().map(|f| Cell::figure(f, void)));
-        cells.push(Cell::plain(recall.clone()));
+        if with_recall {
+            cells.push(Cell::plain(recall.clone()));
+        }
         table.rows.push(cells);
     }
     table
@@ -294,6 +300,32 @@ pub fn others(rows: &[Row]) -> Option<Table> {
     (!table.rows.is_empty()).then_some(table)
 }
 
+/// By how much the service's own counters grew during each load; those that stood still are left out.
+pub fn counters(rows: &[Row]) -> Option<Table> {
+    let counted: Vec<&Row> = rows.iter().filter(|r| r.purpose == Purpose::Rate).collect();
+    let growth = |row: &Row, name: &str| -> Option<u64> {
+        let (before, after) = row.counters.as_ref()?;
+        let read = |v: &Value| v["counters"][name].as_u64();
+        read(after)?.checked_sub(read(before)?)
+    };
+    let last = counted.iter().filter_map(|r| r.counters.as_ref()).next_back()?;
+    let names: Vec<String> = last.1["counters"].as_object()?.keys().cloned().collect();
+    let mut head = vec!["counter".to_owned()];
+    head.extend(counted.iter().map(|r| name(r)));
+    let mut table = Table { head, rows: Vec::new() };
+    for counter in names {
+        let grown: Vec<Option<u64>> = counted.iter().map(|r| growth(r, &counter)).collect();
+        if grown.iter().flatten().all(|n| *n == 0) {
+            continue;
+        }
+        let mut cells = vec![Cell::plain(counter.replace('_', " "))];
+        let shown = grown.iter().map(|n| n.map_or("–".to_owned(), |n| n.to_string()));
+        cells.extend(shown.zip(&counted).map(|(n, r)| Cell::figure(n, r.load.void.is_some())));
+        table.rows.push(cells);
+    }
+    (!table.rows.is_empty()).then_some(table)
+}
+
 /// Single searches at several widths of the walk.
 pub fn frontier(run: &Run) -> Option<Table> {
     let mut table =
@@ -393,85 +425,91 @@ pub fn commit(run: &Run) -> String {
 /// What a reader needs to run it again, and to judge it.
 pub fn facts(run: &Run) -> Table {
     let mut table = Table::new(&["fact", "value"]);
-    let mut fact = |name: &str, value: String| {
+    for (name, value) in facts_of_program(run).into_iter().chain(facts_of_data(run)) {
         table.rows.push(vec![Cell::plain(name), Cell::plain(value)]);
-    };
-    let unknown = || "unknown".to_owned();
-    let s = &run.scenario;
-    fact("begun", run.begun_at.clone());
-    fact("durability", format!("{}: acknowledged means synced to the device", run.durability));
-    fact("program", run.program.version.clone().unwrap_or_else(unknown));
-    fact("program SHA-256", run.program.sha256.clone());
-    fact("commit", commit(run));
-    fact("arguments of serve", run.program.arguments.join(" "));
-    fact(
-        "boundary",
-        match s.boundary {
-            Boundary::Socket => "Unix socket".to_owned(),
-            Boundary::InProcess => "frames in one process".to_owned(),
-        },
-    );
-    fact("connections", s.connections.to_string());
-    fact("tokens of a query", format!("{} to {}", s.query_tokens.0, s.query_tokens.1));
-    fact("hits asked for", s.k.to_string());
-    fact("promise, timeout", format!("{} ms, {} ms", s.promise_ms, s.timeout_ms));
-    fact("deadline_ms of a search", s.deadline_ms.map_or("none".to_owned(), |d| d.to_string()));
-    fact(
-        "model",
-        format!(
-            "{} {}, {} on {}",
-            run.model.name, run.model.precision, run.model.runtime, run.model.provider
-        ),
-    );
-    fact("model SHA-256", run.model.sha256.clone().unwrap_or_else(unknown));
-    fact("model fingerprint", run.model.fingerprint.clone());
-    let d = &run.data;
-    fact(
-        "data",
-        format!(
-            "{}, {} lines, {} held out for queries",
-            d.source,
-            thousands(d.lines),
-            thousands(d.held_out)
-        ),
-    );
-    fact("data SHA-256", d.sha256.clone());
-    fact(
-        "memories",
-        format!(
-            "{} lines of the data, {} made of them",
-            thousands(d.memories_real),
-            thousands(d.memories_made)
-        ),
-    );
-    fact(
-        "queries",
-        format!(
-            "{} held-out lines, {} made of halves",
-            thousands(d.queries_real),
-            thousands(d.queries_made)
-        ),
-    );
-    fact("seed", run.seed.to_string());
-    let seconds = |v: Option<f64>| v.map_or("–".to_owned(), |v| format!("{v:.0} s"));
-    let reused = if run.fill.reused { ", made by an earlier run" } else { "" };
-    fact(
-        "store filled by",
-        format!(
-            "{}{reused}; searchable after {}, indexed after {}",
-            run.fill.way,
-            seconds(run.fill.seconds),
-            seconds(run.fill.indexed_after_s)
-        ),
-    );
-    if let Some(m) = run.memory {
-        fact(
-            "memory after the load",
-            format!(
-                "{:.0} MiB resident, {:.0} MiB of it not backed by files",
-                m.rss_mib, m.anonymous_mib
-            ),
-        );
     }
     table
+}
+
+/// What the service says of its embedder, without what is a table of its own.
+fn ran(embedder: &Value) -> String {
+    let words = embedder.as_object().into_iter().flatten().filter_map(|(name, v)| match v {
+        Value::String(text) => Some(format!("{name} {text}")),
+        Value::Number(n) => Some(format!("{name} {n}")),
+        Value::Object(parts) if name == "device" => {
+            let part = |(name, v): (&String, &Value)| Some(format!("{name} {}", v.as_str()?));
+            let parts: Vec<String> = parts.iter().filter_map(part).collect();
+            Some(format!("device {}", parts.join(" ")))
+        }
+        _ => None,
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+fn or_unknown(text: Option<&String>) -> String {
+    text.cloned().unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn facts_of_program(run: &Run) -> Vec<(&'static str, String)> {
+    let (s, m) = (&run.scenario, &run.model);
+    let boundary = match s.boundary {
+        Boundary::Socket => "Unix socket",
+        Boundary::InProcess => "frames in one process",
+    };
+    let durability = match run.durability.as_str() {
+        "sync" => "sync: acknowledged means synced to the device",
+        other => other,
+    };
+    let arguments = match run.program.arguments.join(" ") {
+        none if none.is_empty() => "none".to_owned(),
+        some => some,
+    };
+    vec![
+        ("begun", run.begun_at.clone()),
+        ("durability", durability.to_owned()),
+        ("program", or_unknown(run.program.version.as_ref())),
+        ("program SHA-256", run.program.sha256.clone()),
+        ("commit", commit(run)),
+        ("arguments of serve", arguments),
+        ("boundary", boundary.to_owned()),
+        ("connections", s.connections.to_string()),
+        ("tokens of a query", format!("{} to {}", s.query_tokens.0, s.query_tokens.1)),
+        ("hits asked for", s.k.to_string()),
+        ("promise, timeout", format!("{} ms, {} ms", s.promise_ms, s.timeout_ms)),
+        ("deadline_ms of a search", s.deadline_ms.map_or("none".to_owned(), |d| d.to_string())),
+        ("the service's embedder", ran(&run.ran)),
+        ("model", format!("{} {}, {} on {}", m.name, m.precision, m.runtime, m.provider)),
+        ("model SHA-256", or_unknown(m.sha256.as_ref())),
+        ("model fingerprint", m.fingerprint.clone()),
+    ]
+}
+
+fn facts_of_data(run: &Run) -> Vec<(&'static str, String)> {
+    let (d, fill) = (&run.data, &run.fill);
+    let n = thousands;
+    let seconds = |v: Option<f64>| v.map_or("–".to_owned(), |v| format!("{v:.0} s"));
+    let reused = if fill.reused { ", made by an earlier run" } else { "" };
+    let filled = (seconds(fill.seconds), seconds(fill.indexed_after_s));
+    let memories =
+        format!("{} lines of the data, {} made of them", n(d.memories_real), n(d.memories_made));
+    let queries =
+        format!("{} held-out lines, {} made of halves", n(d.queries_real), n(d.queries_made));
+    let lines =
+        format!("{}, {} lines, {} held out for queries", d.source, n(d.lines), n(d.held_out));
+    let by =
+        format!("{}{reused}; searchable after {}, indexed after {}", fill.way, filled.0, filled.1);
+    let mut facts = vec![
+        ("data", lines),
+        ("data SHA-256", d.sha256.clone()),
+        ("memories", memories),
+        ("queries", queries),
+        ("seed", run.seed.to_string()),
+        ("store filled by", by),
+    ];
+    if let Some(m) = run.memory {
+        let (rss, anonymous) = (m.rss_mib, m.anonymous_mib);
+        let text = format!("{rss:.0} MiB resident, {anonymous:.0} MiB of it not backed by files");
+        facts.push(("memory after the load", text));
+    }
+    facts
 }
