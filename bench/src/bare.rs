@@ -54,7 +54,6 @@ pub fn embedder(precision: Precision) -> Result<Embedder, Failure> {
         Precision::F32 => embed::Precision::F32,
         Precision::Int8 => embed::Precision::Int8,
     };
-    #[allow(clippy::needless_update, reason = "whatever else there is to choose stays as it is")]
     let options = EmbedOptions { precision, ..EmbedOptions::default() };
     Ok(Embedder::open(&provisioned, &options, &Drawn::default())?)
 }

@@ -175,7 +175,8 @@ impl Drop for Daemon {
     }
 }
 
-fn memory(pid: u32) -> Option<Memory> {
+/// Memory that a process has in use now.
+pub fn memory(pid: u32) -> Option<Memory> {
     let path = format!("/proc/{pid}/status");
     let mib = |name| status_kib(&path, name).map(|kib| kib as f64 / 1024.0);
     Some(Memory { rss_mib: mib("VmRSS")?, anonymous_mib: mib("RssAnon")? })

@@ -14,6 +14,7 @@ mod feed;
 mod fill;
 mod load;
 mod machine;
+mod peers;
 mod recall;
 mod report;
 mod run;
@@ -45,6 +46,8 @@ enum Command {
     Report(report::Options),
     /// Two builds against each other, in turns on copies of the same store
     Compare(compare::Options),
+    /// Flashbulb and other vector stores, in turns over the same memories, questions and model
+    Peers(Box<peers::Options>),
     /// Import, search, recall, start-up and memory of the daemon, at each size
     Service(service::Options),
     /// The embedding model alone: one thread in a loop, and at the rate of a user
@@ -95,6 +98,7 @@ fn main() -> std::process::ExitCode {
             Ok(slower) if slower => return std::process::ExitCode::from(2),
             outcome => outcome.map(drop),
         },
+        Command::Peers(options) => peers::run(&options),
         Command::Service(options) => service::run(&options),
         Command::Bare(options) => bare::run(&options),
     };
@@ -115,7 +119,7 @@ mod tests {
     fn the_command_line_is_sound_and_its_defaults_are_read() {
         use clap::CommandFactory;
         Args::command().debug_assert();
-        for line in ["load", "service", "bare", "report a", "compare a b"] {
+        for line in ["load", "service", "bare", "report a", "compare a b", "peers"] {
             let words = ["flashbulb-bench"].into_iter().chain(line.split(' '));
             assert!(Args::try_parse_from(words).is_ok(), "{line}");
         }

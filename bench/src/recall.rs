@@ -24,6 +24,26 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// Of vectors one behind the other, and whose each is.
+    pub fn new(dim: usize, rows: Vec<f32>, owners: Vec<Seq>) -> Rows {
+        Rows { dim, rows, owners }
+    }
+
+    /// Components of a vector.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The vectors, one behind the other.
+    pub fn values(&self) -> &[f32] {
+        &self.rows
+    }
+
+    /// Whose each vector is.
+    pub fn owners(&self) -> &[Seq] {
+        &self.owners
+    }
+
     /// Reads them from the store.
     ///
     /// # Errors

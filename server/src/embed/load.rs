@@ -97,7 +97,7 @@ impl Source {
 
     /// Another graph of the same model in floats, made now if it is not there; none for a graph made by others, nor for
     /// one of bytes.
-    fn compiled_as(&self, format: Format) -> Result<Option<PathBuf>, EmbedError> {
+    pub fn compiled_as(&self, format: Format) -> Result<Option<PathBuf>, EmbedError> {
         let Self { environment, spec, splitter, compiled, chosen, .. } = self;
         let Some(weights) = chosen.weights.as_ref().filter(|_| chosen.is_float()) else {
             return Ok(None);

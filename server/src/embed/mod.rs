@@ -20,7 +20,7 @@ mod shared;
 mod tokens;
 mod witness;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::Environment;
@@ -170,6 +170,20 @@ impl Embedder {
     /// Which device was wanted, which is used, and why not the wanted one.
     pub fn device(&self) -> &DeviceState {
         &self.inner.device
+    }
+
+    /// The file of the graph that sessions load.
+    pub fn graph(&self) -> &Path {
+        &self.inner.source.chosen.graph
+    }
+
+    /// The file of the same model without fused operators, for other programs, made now if it is not there; none for a
+    /// graph made by others, nor for one of bytes.
+    ///
+    /// # Errors
+    /// The graph cannot be made or written.
+    pub fn standard_graph(&self) -> Result<Option<PathBuf>, EmbedError> {
+        self.inner.source.compiled_as(compile::Format::StandardF32)
     }
 
     /// A session of its own. On the processor it computes on the caller's thread, at the caller's priority.
