@@ -6,8 +6,8 @@
 //!
 //! Admission: how long a request would have to wait follows from what is ahead of it and from how long the last ones took.
 //! A request with a deadline of its own is refused where it could not be answered by then. The others aim at the promise:
-//! a short crowd is let in and waits, but where arrivals were too late for [`STANDING`], the line stands, and whoever
-//! would miss the promise is refused at once, until none had to be for [`CALM`]. (The standing queue as the sign of
+//! a short crowd is let in and waits, but where arrivals were too late for a while (`STANDING`), the line stands, and whoever
+//! would miss the promise is refused at once, until none had to be for another (`CALM`). (The standing queue as the sign of
 //! overload: Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 2012.)
 
 use crate::rpc::{ErrorCode, RpcError};
