@@ -225,9 +225,6 @@ impl Bulk {
     }
 }
 
-/// A coordinator that was started: what calls it, what gives it its posts, and its thread.
-type Waiting = (Arc<Call>, SyncSender<Posts>, JoinHandle<()>);
-
 /// Places for memories about to be stored.
 #[must_use]
 pub struct Reserved {
@@ -240,6 +237,9 @@ impl Drop for Reserved {
         self.inbox.reserved.fetch_sub(self.count, Ordering::Relaxed);
     }
 }
+
+/// A coordinator that was started: what calls it, what gives it its posts, and its thread.
+type Waiting = (Arc<Call>, SyncSender<Posts>, JoinHandle<()>);
 
 /// Starts the coordinator, which waits for its posts.
 fn spawn_coordinator(

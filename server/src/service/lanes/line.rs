@@ -26,6 +26,10 @@ const STANDING: Duration = Duration::from_millis(100);
 /// For so long nobody must have been refused before it no longer does.
 const CALM: Duration = Duration::from_secs(1);
 
+/// The part of the promise that waiting and embedding may use. The rest is for reading, searching and writing, and for what
+/// the estimate misses: with all of it, searches that were let in at three times the rate that fits had a p99 of 12.7 ms.
+const AIM: f64 = 0.7;
+
 /// Longest hint when to try again.
 const LONGEST_HINT: Duration = Duration::from_secs(1);
 
@@ -141,7 +145,7 @@ impl<S> Line<S> {
                 Err(state.refuse(late, own, limit, now))
             }
             // Who takes long by itself cannot be answered within the promise in any case, and may wait as long as it takes.
-            Some(promise) if answered_in <= promise.max(own * 2) => {
+            Some(promise) if answered_in <= promise.mul_f64(AIM).max(own * 2) => {
                 state.late = None;
                 Ok(())
             }
@@ -151,7 +155,7 @@ impl<S> Line<S> {
                     return Ok(());
                 }
                 state.refusing_until = Some(now + CALM);
-                Err(state.refuse(answered_in - promise, own, promise, now))
+                Err(state.refuse(answered_in - promise.mul_f64(AIM), own, promise, now))
             }
         }
     }
@@ -371,10 +375,11 @@ mod tests {
         let ask = |ms: u64, promise_ms| {
             line.admit(8, &promise(promise_ms), begun + Duration::from_millis(ms)).is_ok()
         };
-        // 56 ms would be needed.
+        // 56 ms would be needed, of 80 that are 0.7 of the promise.
         assert!(ask(0, 10) && ask(99, 10), "a crowd");
         assert!(!ask(100, 10), "standing");
-        assert!(ask(101, 60), "who can be answered in time is let in");
+        assert!(!ask(101, 79), "it could be answered in time, but not for sure");
+        assert!(ask(101, 81), "who can be answered in time is let in");
         assert!(!ask(102, 10), "it stands though one came in between");
         assert!(!ask(1_101, 10), "a second has not passed since the last refusal");
         assert!(ask(2_102, 10), "calm");
