@@ -1,6 +1,6 @@
 //! Models of the lock-free parts of Flashbulb: `engine::sync`, the very types that the engine runs.
 //!
-//! Invariant: every atomic field of `engine::sync` names a model in `tests/models.rs`, and every
+//! Invariant: every atomic field of `engine::sync` names a model in `tests/`, and every
 //! ordering that publishes something has a mutant that its model catches. Must not know: vectors,
 //! files, sockets.
 //!

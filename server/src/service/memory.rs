@@ -41,7 +41,7 @@ pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> 
     let items = validate::items(params.items, &service.limits)?;
     let small = lanes::is_small(&items);
     let bare = items.iter().filter(|item| item.vectors.is_none()).count();
-    let _reserved = (bare > 0).then(|| reserve_pending(service, bare, small)).transpose()?;
+    let reserved = (bare > 0).then(|| reserve_pending(service, bare, small)).transpose()?;
     let waits = params.wait == Wait::Searchable;
     let inline = small && waits;
     let front = small || (waits && lanes::may_overtake(&items));
@@ -58,6 +58,8 @@ pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> 
         service.background.wake();
     } else {
         service.bulk.added(&space, &left, front);
+        // They are counted as pending now; a long wait must not count them twice.
+        drop(reserved);
         if waits {
             let there = wait_for(context, &space, &left);
             context.clock.mark(Stage::Queue);
