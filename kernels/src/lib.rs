@@ -51,14 +51,16 @@ pub enum SimdLevel {
     Avx2,
     /// x86-64 AVX-512 F, BW, VL and VNNI.
     Avx512,
+    /// Those, and AMX-INT8 for the encoder's matrices.
+    Amx,
     /// AArch64 NEON.
     Neon,
 }
 
 impl SimdLevel {
     /// All levels, the slowest first.
-    pub const ALL: [SimdLevel; 4] =
-        [SimdLevel::Scalar, SimdLevel::Neon, SimdLevel::Avx2, SimdLevel::Avx512];
+    pub const ALL: [SimdLevel; 5] =
+        [SimdLevel::Scalar, SimdLevel::Neon, SimdLevel::Avx2, SimdLevel::Avx512, SimdLevel::Amx];
 
     /// Whether this processor, and this build, can run the level.
     pub fn is_available(self) -> bool {
@@ -74,6 +76,8 @@ impl SimdLevel {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Amx => SimdLevel::Avx512.is_available() && x86::tiles_are_allowed(),
             #[cfg(target_arch = "aarch64")]
             SimdLevel::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             _ => false,
@@ -87,6 +91,7 @@ impl fmt::Display for SimdLevel {
             SimdLevel::Scalar => "scalar",
             SimdLevel::Avx2 => "avx2",
             SimdLevel::Avx512 => "avx512-vnni",
+            SimdLevel::Amx => "amx-int8",
             SimdLevel::Neon => "neon",
         })
     }
@@ -125,8 +130,8 @@ macro_rules! dispatch {
     ($kernels:expr, $function:ident($($argument:expr),*)) => {
         match $kernels.level {
             #[cfg(target_arch = "x86_64")]
-            SimdLevel::Avx512 => {
-                // SAFETY: a `Kernels` of this level exists only where the features were detected.
+            SimdLevel::Avx512 | SimdLevel::Amx => {
+                // SAFETY: a `Kernels` of these levels exists only where the features were detected.
                 unsafe { x86::avx512::$function($($argument),*) }
             }
             #[cfg(target_arch = "x86_64")]

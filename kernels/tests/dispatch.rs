@@ -24,7 +24,7 @@ fn kernels_exist_exactly_for_available_levels() {
 #[test]
 fn levels_have_their_public_names() {
     let names = SimdLevel::ALL.map(|level| level.to_string());
-    assert_eq!(names, ["scalar", "neon", "avx2", "avx512-vnni"]);
+    assert_eq!(names, ["scalar", "neon", "avx2", "avx512-vnni", "amx-int8"]);
     assert_eq!(format!("[{:>6}]", SimdLevel::Avx2), "[  avx2]");
 }
 

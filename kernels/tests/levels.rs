@@ -332,4 +332,5 @@ macro_rules! level {
 level!(scalar_level, SimdLevel::Scalar);
 level!(avx2_level, SimdLevel::Avx2);
 level!(avx512_level, SimdLevel::Avx512);
+level!(amx_level, SimdLevel::Amx);
 level!(neon_level, SimdLevel::Neon);

@@ -67,11 +67,15 @@ pub(super) fn attend(
                 2 => score::<2>(projected, head, token, buffers, padded),
                 _ => score::<1>(projected, head, token, buffers, padded),
             }
-            for (at, scores) in buffers.scores.chunks_exact_mut(padded).take(take).enumerate() {
-                let scores = &mut scores[..tokens];
-                softmax(scores, scale);
-                let out = &mut out[(row + at) * hidden + head * width..][..width];
-                mix(projected, head, scores, out);
+            for scores in buffers.scores.chunks_exact_mut(padded).take(take) {
+                softmax(&mut scores[..tokens], scale);
+            }
+            let out = &mut out[row * hidden..];
+            match take {
+                QUERIES => mix::<QUERIES>(projected, head, &buffers.scores, padded, out),
+                3 => mix::<3>(projected, head, &buffers.scores, padded, out),
+                2 => mix::<2>(projected, head, &buffers.scores, padded, out),
+                _ => mix::<1>(projected, head, &buffers.scores, padded, out),
             }
             row += take;
         }
@@ -106,25 +110,42 @@ fn score<const R: usize>(
     }
 }
 
-/// The values of all tokens, weighted.
+/// The values of all tokens, weighted by the probabilities of `R` rows, into a head's place in the first rows of `out`.
 #[inline(always)]
-fn mix(projected: Projected<'_>, head: usize, weights: &[f32], out: &mut [f32]) {
-    let (blocks, tail) = out.as_chunks_mut::<LANES>();
-    let whole = blocks.len() * LANES;
-    for (at, block) in blocks.iter_mut().enumerate() {
-        let mut sums = [0.0f32; LANES];
-        for (token, &weight) in weights.iter().enumerate() {
+fn mix<const R: usize>(
+    projected: Projected<'_>,
+    head: usize,
+    weights: &[f32],
+    padded: usize,
+    out: &mut [f32],
+) {
+    let Projected { hidden, heads, tokens, .. } = projected;
+    let width = hidden / heads;
+    let mut rows: [&[f32]; R] = [&[]; R];
+    for (row, weights) in rows.iter_mut().zip(weights.chunks_exact(padded)) {
+        *row = &weights[..tokens];
+    }
+    for at in 0..width / LANES {
+        let mut sums = [[0.0f32; LANES]; R];
+        for token in 0..tokens {
             let values = &projected.row(2, token, head)[at * LANES..];
             let values: &[f32; LANES] = values.first_chunk().unwrap_or(&[0.0; LANES]);
-            sums = each(|lane| weight.mul_add(values[lane], sums[lane]));
+            for (sums, row) in sums.iter_mut().zip(&rows) {
+                let weight = row[token];
+                *sums = each(|lane| weight.mul_add(values[lane], sums[lane]));
+            }
         }
-        *block = sums;
+        for (row, sums) in sums.iter().enumerate() {
+            out[row * hidden + head * width + at * LANES..][..LANES].copy_from_slice(sums);
+        }
     }
-    for (at, out) in tail.iter_mut().enumerate() {
-        let mut sum = 0.0f32;
-        for (token, &weight) in weights.iter().enumerate() {
-            sum = weight.mul_add(projected.row(2, token, head)[whole + at], sum);
+    for channel in width / LANES * LANES..width {
+        for (row, weights) in rows.iter().enumerate() {
+            let mut sum = 0.0f32;
+            for (token, &weight) in weights.iter().enumerate() {
+                sum = weight.mul_add(projected.row(2, token, head)[channel], sum);
+            }
+            out[row * hidden + head * width + channel] = sum;
         }
-        *out = sum;
     }
 }

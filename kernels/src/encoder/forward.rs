@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::attention::{self, Projected};
-use super::linear::{INPUT_BLOCK, Level, Linear, multiply};
+use super::linear::{INPUT_BLOCK, Level, Linear};
 use super::math::{self, Affine};
 use super::pack::Layer;
 use super::team::Team;
@@ -86,8 +86,8 @@ pub(super) fn project<L: Level>(
     let Buffers { staged, codes, affine, .. } = buffers;
     let mut quantised = Quantised { staged, codes, affine };
     let (hidden, copies) = (layer.shape.hidden, &layer.shape.attention_copies);
-    quantised.split(input, hidden, layer.attention_factors, copies, &layer.qkv);
-    multiply::<L>(quantised.codes, quantised.affine, &layer.qkv, projected);
+    quantised.split::<L>(input, hidden, layer.attention_factors, copies, &layer.qkv);
+    L::multiply(quantised.codes, quantised.affine, &layer.qkv, projected);
 }
 
 /// The rest of the layer for the rows of `input`, which are those of `text` from `first` on.
@@ -107,18 +107,18 @@ pub(super) fn finish<L: Level>(
     mixed.resize(input.len(), 0.0);
     attention::attend(text, first, attention, mixed);
 
-    quantised.plain(mixed, hidden, &layer.out);
+    quantised.plain::<L>(mixed, hidden, &layer.out);
     quantised.multiply::<L>(&layer.out, narrow);
     attended.resize(input.len(), 0.0);
     let norm = [layer.attention_norm.weight, layer.attention_norm.bias];
     normalise(narrow, layer.out.outputs, input, norm, shape.epsilon, attended);
 
-    quantised.split(attended, hidden, layer.widen_factors, &shape.widen_copies, &layer.widen);
+    quantised.split::<L>(attended, hidden, layer.widen_factors, &shape.widen_copies, &layer.widen);
     quantised.multiply::<L>(&layer.widen, widened);
     for row in widened.chunks_exact_mut(layer.widen.outputs) {
         math::activate(shape.activation, row, layer.narrow_factors);
     }
-    quantised.plain(widened, layer.widen.outputs, &layer.narrow);
+    quantised.plain::<L>(widened, layer.widen.outputs, &layer.narrow);
     quantised.multiply::<L>(&layer.narrow, narrow);
     let norm = [layer.output_norm.weight, layer.output_norm.bias];
     normalise(narrow, layer.narrow.outputs, attended, norm, shape.epsilon, output);
@@ -150,7 +150,7 @@ struct Quantised<'a> {
 impl Quantised<'_> {
     /// Quantises rows whose channels are multiplied by `factors` and partly repeated.
     #[inline(always)]
-    fn split(
+    fn split<L: Level>(
         &mut self,
         rows: &[f32],
         width: usize,
@@ -158,10 +158,9 @@ impl Quantised<'_> {
         copies: &[usize],
         matrix: &Linear<'_>,
     ) {
-        self.begin(rows.len() / width, matrix);
+        let stride = self.begin::<L>(rows.len() / width, matrix);
         self.staged.resize(width + copies.len(), 0.0);
-        for (row, codes) in rows.chunks_exact(width).zip(self.codes.chunks_exact_mut(matrix.inputs))
-        {
+        for (row, codes) in rows.chunks_exact(width).zip(self.codes.chunks_exact_mut(stride)) {
             let (scaled, repeated) = self.staged.split_at_mut(width);
             for ((out, value), factor) in scaled.iter_mut().zip(row).zip(factors) {
                 *out = value * factor;
@@ -169,31 +168,34 @@ impl Quantised<'_> {
             for (out, &channel) in repeated.iter_mut().zip(copies) {
                 *out = scaled[channel];
             }
-            self.affine.push(math::quantise(self.staged, &mut codes[..width + copies.len()]));
+            let codes = &mut codes[..width + copies.len()];
+            self.affine.push(math::quantise(self.staged, codes, L::lowest_bytes));
         }
     }
 
     /// Quantises rows as they are.
     #[inline(always)]
-    fn plain(&mut self, rows: &[f32], width: usize, matrix: &Linear<'_>) {
-        self.begin(rows.len() / width, matrix);
-        for (row, codes) in rows.chunks_exact(width).zip(self.codes.chunks_exact_mut(matrix.inputs))
-        {
-            self.affine.push(math::quantise(row, &mut codes[..width]));
+    fn plain<L: Level>(&mut self, rows: &[f32], width: usize, matrix: &Linear<'_>) {
+        let stride = self.begin::<L>(rows.len() / width, matrix);
+        for (row, codes) in rows.chunks_exact(width).zip(self.codes.chunks_exact_mut(stride)) {
+            self.affine.push(math::quantise(row, &mut codes[..width], L::lowest_bytes));
         }
     }
 
-    fn begin(&mut self, rows: usize, matrix: &Linear<'_>) {
+    /// Makes room for `rows`, and says how many bytes each takes.
+    fn begin<L: Level>(&mut self, rows: usize, matrix: &Linear<'_>) -> usize {
         debug_assert!(matrix.inputs.is_multiple_of(INPUT_BLOCK));
-        // What pads a row meets weights of zero; it only has to be a code.
+        let stride = matrix.inputs.next_multiple_of(L::ROW_BYTES);
+        // What pads a row meets weights of zero, or of another column: it must be zero.
         self.codes.clear();
-        self.codes.resize(rows * matrix.inputs, 0);
+        self.codes.resize(rows.next_multiple_of(L::ROWS) * stride, 0);
         self.affine.clear();
+        stride
     }
 
     #[inline(always)]
     fn multiply<L: Level>(&self, matrix: &Linear<'_>, out: &mut Vec<f32>) {
         out.resize(self.affine.len() * matrix.outputs, 0.0);
-        multiply::<L>(self.codes, self.affine, matrix, out);
+        L::multiply(self.codes, self.affine, matrix, out);
     }
 }

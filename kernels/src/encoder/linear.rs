@@ -2,7 +2,7 @@
 //!
 //! Invariant: a [`Level`] gives exact integer sums, so that all levels give the same. It must not know layers.
 
-use super::math::{Affine, LANES};
+use super::math::{self, Affine, LANES, Lanes};
 
 /// Columns of one panel of a packed matrix.
 pub(super) const PANEL: usize = LANES;
@@ -31,6 +31,23 @@ pub(super) struct Linear<'a> {
 
 /// How one SIMD level multiplies integers.
 pub(super) trait Level {
+    /// A row of codes begins at a multiple of so many bytes, and zeros fill it up.
+    const ROW_BYTES: usize = INPUT_BLOCK;
+    /// The rows that follow the last one, zeros too, make their number a multiple of this.
+    const ROWS: usize = 1;
+
+    /// `out[row] = codes[row] · matrix + bias` for as many rows as `affine` has; `out` has rows of `matrix.outputs`.
+    fn multiply(codes: &[u8], affine: &[Affine], matrix: &Linear<'_>, out: &mut [f32]);
+
+    /// [`math::lowest_bytes`], which the compiler takes lane by lane where it is left alone.
+    #[inline(always)]
+    fn lowest_bytes(lanes: Lanes) -> [u8; LANES] {
+        math::lowest_bytes(lanes)
+    }
+}
+
+/// The product of a few rows with one panel, for levels that hold its sums in vector registers.
+pub(super) trait Tiles {
     /// The products of `R` rows of codes with the columns of a panel: `rows[r]` holds the row in blocks.
     fn tile<const R: usize>(
         rows: [&[[u8; INPUT_BLOCK]]; R],
@@ -42,6 +59,13 @@ pub(super) trait Level {
 pub(super) struct Portable;
 
 impl Level for Portable {
+    #[inline(always)]
+    fn multiply(codes: &[u8], affine: &[Affine], matrix: &Linear<'_>, out: &mut [f32]) {
+        multiply::<Self>(codes, affine, matrix, out);
+    }
+}
+
+impl Tiles for Portable {
     #[inline(always)]
     fn tile<const R: usize>(
         rows: [&[[u8; INPUT_BLOCK]]; R],
@@ -65,9 +89,9 @@ impl Level for Portable {
 /// Rows taken at once: with two registers of AVX2 a row, eight sums in flight and no spill.
 const ROWS: usize = 4;
 
-/// `out[row] = codes[row] · matrix + bias` for rows of `matrix.inputs` codes; `out` has rows of `matrix.outputs`.
+/// [`Level::multiply`] by tiles.
 #[inline(always)]
-pub(super) fn multiply<L: Level>(
+pub(super) fn multiply<T: Tiles>(
     codes: &[u8],
     affine: &[Affine],
     matrix: &Linear<'_>,
@@ -77,40 +101,48 @@ pub(super) fn multiply<L: Level>(
     let (codes, _) = codes.as_chunks::<INPUT_BLOCK>();
     let (steps, _) = matrix.codes.as_chunks::<STEP>();
     for (at, panel) in steps.chunks_exact(blocks).enumerate() {
-        let column = at * PANEL;
-        let mut row = 0;
-        while row < affine.len() {
-            let take = (affine.len() - row).min(ROWS);
-            let tile = Tile { codes, affine, matrix, panel, row, column };
+        let mut first = 0;
+        while first < affine.len() {
+            let take = (affine.len() - first).min(ROWS);
+            let place = Place { affine, matrix, first, column: at * PANEL };
             match take {
-                4 => tile.multiply::<L, 4>(out),
-                3 => tile.multiply::<L, 3>(out),
-                2 => tile.multiply::<L, 2>(out),
-                _ => tile.multiply::<L, 1>(out),
+                4 => place.multiply::<T, 4>(codes, panel, out),
+                3 => place.multiply::<T, 3>(codes, panel, out),
+                2 => place.multiply::<T, 2>(codes, panel, out),
+                _ => place.multiply::<T, 1>(codes, panel, out),
             }
-            row += take;
+            first += take;
         }
     }
 }
 
-struct Tile<'a> {
-    codes: &'a [[u8; INPUT_BLOCK]],
-    affine: &'a [Affine],
-    matrix: &'a Linear<'a>,
-    panel: &'a [[i8; STEP]],
-    row: usize,
-    column: usize,
+/// Where a tile's sums belong: rows from `first` on, and the panel that begins at `column`.
+pub(super) struct Place<'a> {
+    pub affine: &'a [Affine],
+    pub matrix: &'a Linear<'a>,
+    pub first: usize,
+    pub column: usize,
 }
 
-impl Tile<'_> {
+impl Place<'_> {
     #[inline(always)]
-    fn multiply<L: Level, const R: usize>(&self, out: &mut [f32]) {
-        let blocks = self.panel.len();
+    fn multiply<T: Tiles, const R: usize>(
+        &self,
+        codes: &[[u8; INPUT_BLOCK]],
+        panel: &[[i8; STEP]],
+        out: &mut [f32],
+    ) {
+        let blocks = panel.len();
         let mut rows: [&[[u8; INPUT_BLOCK]]; R] = [&[]; R];
         for (at, row) in rows.iter_mut().enumerate() {
-            *row = &self.codes[(self.row + at) * blocks..][..blocks];
+            *row = &codes[(self.first + at) * blocks..][..blocks];
         }
-        let sums = L::tile(rows, self.panel);
+        self.finish(&T::tile(rows, panel), out);
+    }
+
+    /// Turns integer sums, one a column and row, into what the matrix gives.
+    #[inline(always)]
+    pub(super) fn finish(&self, sums: &[[i32; PANEL]], out: &mut [f32]) {
         let of_column = |values: &[f32]| -> [f32; PANEL] {
             values[self.column..].first_chunk().copied().unwrap_or([0.0; PANEL])
         };
@@ -118,7 +150,7 @@ impl Tile<'_> {
         let offsets = of_column(self.matrix.sums);
         let bias = of_column(self.matrix.bias);
         for (at, sums) in sums.iter().enumerate() {
-            let row = self.row + at;
+            let row = self.first + at;
             let Affine { scale, offset } = self.affine[row];
             let out = &mut out[row * self.matrix.outputs + self.column..][..PANEL];
             for lane in 0..PANEL {

@@ -69,9 +69,20 @@ const CODE_MAX: f32 = 255.0;
 /// 1.5 · 2^23: adding it leaves the nearest integer in the low bits of the sum.
 const TO_INTEGER: f32 = 12_582_912.0;
 
-/// Codes of `row` into `codes`, as long as it. What is not finite makes the scale NaN.
+/// The lowest byte of each lane.
 #[inline(always)]
-pub(super) fn quantise(row: &[f32], codes: &mut [u8]) -> Affine {
+pub(super) fn lowest_bytes(lanes: Lanes) -> [u8; LANES] {
+    lanes.map(|lane| lane.to_bits() as u8)
+}
+
+/// Codes of `row` into `codes`, as long as it. What is not finite makes the scale NaN. `lowest_bytes` is the function of
+/// that name in any form.
+#[inline(always)]
+pub(super) fn quantise(
+    row: &[f32],
+    codes: &mut [u8],
+    lowest_bytes: impl Fn(Lanes) -> [u8; LANES],
+) -> Affine {
     let (blocks, tail) = row.as_chunks::<LANES>();
     let first = row.first().copied().unwrap_or_default();
     let (mut low, mut high, mut poison) = ([first; LANES], [first; LANES], [0.0f32; LANES]);
@@ -90,15 +101,13 @@ pub(super) fn quantise(row: &[f32], codes: &mut [u8]) -> Affine {
     let inverse = if range > 0.0 { CODE_MAX / range } else { 0.0 };
     // A range so small that the quotient overflows is no range.
     let inverse = if inverse < f32::INFINITY { inverse } else { 0.0 };
-    let code = |value: f32| ((value - low) * inverse + TO_INTEGER).to_bits() as u8;
+    let shifted = |value: f32| (value - low) * inverse + TO_INTEGER;
     let (out_blocks, out_tail) = codes.as_chunks_mut::<LANES>();
     for (block, out) in blocks.iter().zip(out_blocks) {
-        for at in 0..LANES {
-            out[at] = code(block[at]);
-        }
+        *out = lowest_bytes(each(|at| shifted(block[at])));
     }
     for (&value, out) in tail.iter().zip(out_tail) {
-        *out = code(value);
+        *out = shifted(value).to_bits() as u8;
     }
     Affine { scale: range / CODE_MAX + fold(poison, |a, b| a + b), offset: low }
 }
@@ -283,7 +292,7 @@ mod tests {
         for len in [1, 5, 16, 17, 400] {
             let row: Vec<f32> = (0..len).map(|i| ((i * 37 % 101) as f32 - 30.0) * 0.07).collect();
             let mut codes = vec![255; len];
-            let affine = quantise(&row, &mut codes);
+            let affine = quantise(&row, &mut codes, lowest_bytes);
             for (value, &code) in row.iter().zip(&codes) {
                 let back = affine.scale.mul_add(f32::from(code), affine.offset);
                 assert!(
@@ -297,16 +306,16 @@ mod tests {
     #[test]
     fn rows_without_range_and_rows_that_are_not_finite() {
         let mut codes = [1; 20];
-        let affine = quantise(&[3.5; 20], &mut codes);
+        let affine = quantise(&[3.5; 20], &mut codes, lowest_bytes);
         assert_eq!((affine.scale, affine.offset, codes), (0.0, 3.5, [0; 20]));
         let tiny = [0.0, 1e-45];
-        let affine = quantise(&tiny, &mut codes[..2]);
+        let affine = quantise(&tiny, &mut codes[..2], lowest_bytes);
         assert!(affine.scale.is_finite() && codes[..2] == [0, 0]);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for at in [0, 7, 19] {
                 let mut row = [1.0; 20];
                 row[at] = bad;
-                assert!(quantise(&row, &mut codes).scale.is_nan(), "{bad} at {at}");
+                assert!(quantise(&row, &mut codes, lowest_bytes).scale.is_nan(), "{bad} at {at}");
             }
         }
     }

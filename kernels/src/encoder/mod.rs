@@ -18,6 +18,8 @@
 //! Sources: the layer is BERT's (Devlin et al., 2019), post-norm; one scale a token as in ZeroQuant (Yao et al., NeurIPS
 //! 2022); saturation as in "Lower Numerical Precision Deep Learning Inference and Training" (Intel, 2018).
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod forward;
 mod linear;
@@ -102,6 +104,11 @@ impl Kernels {
     ) {
         match self.level {
             #[cfg(target_arch = "x86_64")]
+            SimdLevel::Amx => {
+                // SAFETY: a `Kernels` of this level exists only where the features were detected and the system allowed tiles.
+                unsafe { x86::project_amx(layer, input, projected, buffers) }
+            }
+            #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx512 => {
                 // SAFETY: a `Kernels` of this level exists only where the features were detected.
                 unsafe { x86::project_avx512(layer, input, projected, buffers) }
@@ -126,6 +133,11 @@ impl Kernels {
         buffers: &mut Buffers,
     ) {
         match self.level {
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Amx => {
+                // SAFETY: a `Kernels` of this level exists only where the features were detected and the system allowed tiles.
+                unsafe { x86::finish_amx(layer, text, first, input, output, buffers) }
+            }
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx512 => {
                 // SAFETY: a `Kernels` of this level exists only where the features were detected.

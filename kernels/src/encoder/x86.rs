@@ -4,15 +4,19 @@
 //! AVX-512 is compiled everywhere on x86-64 and has so far been run on no machine.
 
 use std::arch::x86_64::{
-    __m256i, __m512i, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
-    _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
+    __m128i, __m256i, __m512i, _mm_packus_epi16, _mm_storeu_si128, _mm256_add_epi32,
+    _mm256_and_si256, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_packus_epi32, _mm256_permute4x64_epi64,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256,
+    _mm512_cvtepi32_epi8, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
     _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
+use super::amx::Amx;
 use super::attention::Projected;
 use super::forward::{self, Buffers};
-use super::linear::{INPUT_BLOCK, Level, PANEL, STEP};
+use super::linear::{INPUT_BLOCK, Level, Linear, PANEL, STEP, Tiles, multiply};
+use super::math::{Affine, LANES, Lanes};
 use super::pack::Layer;
 use crate::{CACHE_LINE, prefetch_line};
 
@@ -36,6 +40,36 @@ pub(super) fn finish_avx2(
     buffers: &mut Buffers,
 ) {
     forward::finish::<Avx2>(layer, text, first, input, output, buffers);
+}
+
+/// The layer on AMX: its products in tiles, all else as on AVX-512.
+///
+/// # Safety
+/// As for [`Amx`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(super) unsafe fn project_amx(
+    layer: &Layer<'_>,
+    input: &[f32],
+    projected: &mut [f32],
+    buffers: &mut Buffers,
+) {
+    forward::project::<Amx>(layer, input, projected, buffers);
+}
+
+/// As [`project_amx`].
+///
+/// # Safety
+/// As for [`Amx`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(super) unsafe fn finish_amx(
+    layer: &Layer<'_>,
+    text: Projected<'_>,
+    first: usize,
+    input: &[f32],
+    output: &mut [f32],
+    buffers: &mut Buffers,
+) {
+    forward::finish::<Amx>(layer, text, first, input, output, buffers);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
@@ -65,6 +99,19 @@ struct Avx2;
 
 impl Level for Avx2 {
     #[inline(always)]
+    fn multiply(codes: &[u8], affine: &[Affine], matrix: &Linear<'_>, out: &mut [f32]) {
+        multiply::<Self>(codes, affine, matrix, out);
+    }
+
+    #[inline(always)]
+    fn lowest_bytes(lanes: Lanes) -> [u8; LANES] {
+        // SAFETY: only the two functions above use this level, and their features cover these.
+        unsafe { lowest_bytes_avx2(lanes) }
+    }
+}
+
+impl Tiles for Avx2 {
+    #[inline(always)]
     fn tile<const R: usize>(
         rows: [&[[u8; INPUT_BLOCK]]; R],
         panel: &[[i8; STEP]],
@@ -78,6 +125,19 @@ impl Level for Avx2 {
 struct Avx512;
 
 impl Level for Avx512 {
+    #[inline(always)]
+    fn multiply(codes: &[u8], affine: &[Affine], matrix: &Linear<'_>, out: &mut [f32]) {
+        multiply::<Self>(codes, affine, matrix, out);
+    }
+
+    #[inline(always)]
+    fn lowest_bytes(lanes: Lanes) -> [u8; LANES] {
+        // SAFETY: only the two functions above use this level, and their features cover these.
+        unsafe { lowest_bytes_avx512(lanes) }
+    }
+}
+
+impl Tiles for Avx512 {
     #[inline(always)]
     fn tile<const R: usize>(
         rows: [&[[u8; INPUT_BLOCK]]; R],
@@ -192,6 +252,38 @@ fn tile_avx512<const R: usize>(
         for lane in 0..PANEL {
             out[lane] = halves[0][lane] + halves[1][lane];
         }
+    }
+    out
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn lowest_bytes_avx2(lanes: Lanes) -> [u8; LANES] {
+    let (halves, _) = lanes.as_chunks::<8>();
+    let lowest = _mm256_set1_epi32(0xff);
+    // SAFETY: each half holds the 32 bytes read; the loads need no alignment.
+    let [low, high] = [0, 1].map(|half| unsafe {
+        let lanes = _mm256_loadu_si256(halves[half].as_ptr().cast::<__m256i>());
+        _mm256_and_si256(lanes, lowest)
+    });
+    // Packing works within each half of a register: the quarters come out as 0, 2, 1, 3.
+    let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(low, high));
+    let bytes =
+        _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+    let mut out = [0; LANES];
+    // SAFETY: the array holds the 16 bytes written; the store needs no alignment.
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast::<__m128i>(), bytes) };
+    out
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(super) fn lowest_bytes_avx512(lanes: Lanes) -> [u8; LANES] {
+    let mut out = [0; LANES];
+    // SAFETY: the arrays hold the 64 bytes read and the 16 written, and neither needs alignment.
+    unsafe {
+        let lanes = _mm512_loadu_si512(lanes.as_ptr().cast::<__m512i>());
+        _mm_storeu_si128(out.as_mut_ptr().cast::<__m128i>(), _mm512_cvtepi32_epi8(lanes));
     }
     out
 }

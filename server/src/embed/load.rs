@@ -4,14 +4,15 @@
 //! proof and with vectors that are those of the processor. It must not know options or where files came from.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ort::environment::Environment;
 
 use super::compile::{self, Format};
 use super::device::{Accelerator, Unavailable, name_of};
 use super::nodes::Nodes;
+use super::raw::Lasting;
 use super::session::{EmbedSession, Interface};
-use super::shared::Shared;
 use super::tokens::Splitter;
 use super::witness::{self, Ran};
 use super::{EmbedError, Tokens, calibration, runtime};
@@ -55,7 +56,7 @@ pub struct Source {
     /// Its graph.
     pub chosen: Chosen,
     /// The graph's large constants, where sessions share them.
-    pub shared: Shared,
+    pub shared: Arc<Lasting>,
     /// Where compiled graphs are, and where profiles pass through.
     pub compiled: PathBuf,
 }

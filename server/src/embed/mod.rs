@@ -9,6 +9,7 @@ mod compile;
 mod device;
 mod error;
 mod helper;
+mod huge;
 mod load;
 mod nodes;
 mod operator;
@@ -38,7 +39,6 @@ use crate::provision::{Progress, Provisioned, hex, sha256};
 use compile::{Format, Graph};
 use device::Accelerator;
 use load::{Chosen, INT8, Source};
-use shared::Shared;
 use tokens::Splitter;
 
 /// The number format of a compiled model.
@@ -104,8 +104,8 @@ impl Embedder {
         let chosen = choose(&environment, &spec, &splitter, options, compiled, progress)?;
         // In floats ONNX Runtime packs the matrices anew for each session, and a shared original would come on top.
         let shared = match chosen.precision {
-            INT8 => Shared::read(&chosen.graph)?,
-            _ => Shared::default(),
+            INT8 => shared::read(&chosen.graph)?,
+            _ => Arc::default(),
         };
         let compiled = compiled.clone();
         let source = Source { environment, spec, splitter, chosen, shared, compiled };

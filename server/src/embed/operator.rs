@@ -5,6 +5,8 @@
 //! same on every processor. Invariant: it computes on the thread that runs the session, and on the helper if that thread has
 //! borrowed it. It must not know any model.
 
+use std::sync::Arc;
+
 use flashbulb_kernels::Kernels;
 use flashbulb_kernels::encoder::{Layer, LayerShape, Scratch};
 use ort::operator::{
@@ -13,14 +15,17 @@ use ort::operator::{
 use ort::value::TensorElementType;
 
 use super::helper::with_team;
+use super::raw::Lasting;
 use crate::model::{ENCODER_LAYER, FLASHBULB, encoder_layer_shape};
 
-/// Flashbulb's operators, for one session.
-pub fn domain() -> ort::Result<OperatorDomain> {
-    OperatorDomain::new(FLASHBULB)?.add(EncoderLayer)
+/// Flashbulb's operators, for one session, which hold `constants` for as long as it lives.
+pub fn domain(constants: Arc<Lasting>) -> ort::Result<OperatorDomain> {
+    OperatorDomain::new(FLASHBULB)?.add(EncoderLayer { _constants: constants })
 }
 
-struct EncoderLayer;
+struct EncoderLayer {
+    _constants: Arc<Lasting>,
+}
 
 impl Operator for EncoderLayer {
     type Kernel<'attr> = LayerKernel;

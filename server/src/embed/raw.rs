@@ -1,17 +1,25 @@
-//! The calls to ONNX Runtime that the `ort` crate does not wrap: its version, and where it placed a graph's nodes.
+//! The calls to ONNX Runtime that the `ort` crate does not wrap: its version, where it placed a graph's nodes, and tensors
+//! in memory of ours.
 //!
-//! Invariant: nothing here outlives its call. It must not know what a session is for.
+//! Invariant: nothing here outlives its call but [`Lasting`], which outlives the sessions that read it. It must not know what
+//! a session is for.
 
 use std::ffi::{CStr, c_char};
 use std::path::Path;
-use std::ptr;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use libloading::{Library, Symbol};
 use ort::AsPointer;
+use ort::memory::{Allocator, MemoryInfo};
 use ort::session::Session;
+use ort::session::builder::SessionBuilder;
 use ort::sys::{OrtApiBase, OrtStatusPtr};
+use ort::value::{DynValue, PrimitiveTensorElementType};
 
+use super::huge::HugeBytes;
 use super::nodes::Nodes;
+use super::operator;
 
 /// The setting that makes a session keep what [`placement`] reads.
 pub const RECORD_PLACEMENT: (&str, &str) = ("session.record_ep_graph_assignment_info", "1");
@@ -45,6 +53,67 @@ pub fn placement(session: &Session) -> Result<Nodes, String> {
         }
     }
     Ok(nodes)
+}
+
+/// Constants of a graph on huge pages. The runtime takes a constant from outside only in memory that is not its own.
+#[derive(Default)]
+pub struct Lasting {
+    /// By their names in the graph; each reads one of the blocks.
+    constants: Vec<(String, Arc<DynValue>)>,
+    blocks: Vec<HugeBytes>,
+}
+
+impl Lasting {
+    /// Adds a copy of `values`, row-major in `shape`, as the constant `name`.
+    ///
+    /// # Errors
+    /// The shape does not fit the values, the runtime refuses it, or there is no memory.
+    pub fn add<T: PrimitiveTensorElementType + Copy + 'static>(
+        &mut self,
+        name: String,
+        shape: &[i64],
+        values: &[T],
+    ) -> Result<(), String> {
+        let bytes = size_of_val(values);
+        let mut block = HugeBytes::zeroed(bytes).map_err(|error| error.to_string())?;
+        let place = block.as_mut_ptr();
+        // SAFETY: the block holds as many bytes as the values, begins on a page, and is new.
+        unsafe { ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), place, bytes) };
+        let mut made = ptr::null_mut();
+        // SAFETY: the runtime keeps the block's address and neither writes to it nor frees it; it refuses a shape of more
+        // bytes. The shape is borrowed for the call, and the place for the value is written to.
+        checked(unsafe {
+            (ort::api().CreateTensorWithDataAsOrtValue)(
+                MemoryInfo::default().ptr(),
+                place.cast(),
+                bytes,
+                shape.as_ptr(),
+                shape.len(),
+                T::into_tensor_element_type().into(),
+                &mut made,
+            )
+        })?;
+        let made = NonNull::new(made).ok_or("the runtime made no tensor")?;
+        // SAFETY: a tensor that was made for this caller alone. No allocator made it; `ort` only keeps the one it is told of.
+        let value = unsafe { DynValue::from_ptr(made, Some(&Allocator::default())) };
+        self.constants.push((name, Arc::new(value)));
+        self.blocks.push(block);
+        Ok(())
+    }
+
+    /// Gives the constants, and the operators that read them, to the sessions that `builder` builds. The operators hold the
+    /// constants' memory, and a session holds its operators until it is gone.
+    ///
+    /// # Errors
+    /// The runtime refuses an operator or a constant.
+    pub fn give(self: &Arc<Self>, builder: SessionBuilder) -> Result<SessionBuilder, String> {
+        let operators = operator::domain(Arc::clone(self)).map_err(|error| error.to_string())?;
+        let builder = builder.with_operators(operators).map_err(|error| error.to_string())?;
+        self.constants.iter().try_fold(builder, |builder, (name, value)| {
+            let given = builder.with_initializer(name, Arc::clone(value));
+            given.map_err(|error| error.to_string())
+        })
+    }
 }
 
 fn checked(status: OrtStatusPtr) -> Result<(), String> {

@@ -3,16 +3,16 @@
 //! Invariant: a process loads one library, by absolute path, with telemetry off. It must not know any model.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
 
+use super::EmbedError;
 use super::device::Accelerator;
-use super::shared::Shared;
-use super::{EmbedError, operator, raw};
+use super::raw::{self, Lasting};
 
 /// ONNX Runtime allows one environment a process, and it must outlive every session.
 static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
@@ -46,20 +46,15 @@ pub fn version(path: &Path) -> Result<String, EmbedError> {
     }
 }
 
-/// A session over the graph at `path`, on the CPU where no accelerator is given, which takes `shared` constants where they
-/// are given. With one thread it runs on the caller's own.
+/// A session over the graph at `path`, on the CPU where no accelerator is given, which takes the `shared` constants. With one thread it runs on the caller's own.
 pub fn session(
     environment: &Environment,
     path: &Path,
-    shared: &Shared,
+    shared: &Arc<Lasting>,
     accelerator: Option<Accelerator>,
     intra_threads: usize,
 ) -> Result<Session, EmbedError> {
-    let with = |builder: SessionBuilder, (name, value): (&str, _)| {
-        builder.with_initializer(name, value).map_err(|error| error.to_string())
-    };
-    builder(environment, accelerator, intra_threads)
-        .and_then(|builder| shared.iter().try_fold(builder, with))
+    builder(environment, accelerator, shared, intra_threads)
         .and_then(|mut builder| builder.commit_from_file(path).map_err(|error| error.to_string()))
         .map_err(|what| refused(path, what))
 }
@@ -71,7 +66,7 @@ pub fn session_from_memory(
     path: &Path,
 ) -> Result<Session, EmbedError> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    builder(environment, None, threads)
+    builder(environment, None, &Arc::default(), threads)
         .and_then(|mut builder| {
             builder.commit_from_memory(graph).map_err(|error| error.to_string())
         })
@@ -85,21 +80,20 @@ fn refused(path: &Path, what: String) -> EmbedError {
 fn builder(
     environment: &Environment,
     accelerator: Option<Accelerator>,
+    shared: &Arc<Lasting>,
     intra_threads: usize,
 ) -> Result<SessionBuilder, String> {
     let text = |error: ort::Error<SessionBuilder>| error.to_string();
     let builder = Session::builder(environment).map_err(|error| error.to_string())?;
     let builder = match accelerator {
         // Our operators compute on the processor; without them a graph that needs one is refused, not run there.
-        Some(accelerator) => builder.with_execution_providers([accelerator.dispatch()]),
-        None => {
-            let operators = operator::domain().map_err(|error| error.to_string())?;
-            builder.with_operators(operators)
+        Some(accelerator) => {
+            builder.with_execution_providers([accelerator.dispatch()]).map_err(text)?
         }
+        None => shared.give(builder)?,
     };
     let (record, yes) = raw::RECORD_PLACEMENT;
     builder
-        .map_err(text)?
         .with_config_entry(record, yes)
         .map_err(text)?
         // Where a provider is given, the runtime does not choose.

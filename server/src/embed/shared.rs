@@ -6,42 +6,30 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ort::value::{DynValue, Tensor};
-
 use super::EmbedError;
+use super::raw::Lasting;
 use crate::model::{Constant, Values, large_constants};
 
 /// Smaller constants are not worth sharing.
 const LEAST_BYTES: usize = 64 << 10;
 
-/// Constants by their names in the graph.
-#[derive(Default)]
-pub struct Shared(Vec<(String, Arc<DynValue>)>);
-
-impl Shared {
-    /// Reads the large constants of the graph that Flashbulb compiled to `path`.
-    ///
-    /// # Errors
-    /// The file cannot be read, or is no such graph.
-    pub fn read(path: &Path) -> Result<Self, EmbedError> {
-        let file = std::fs::read(path)
-            .map_err(|source| EmbedError::Cache { path: path.to_owned(), source })?;
-        let refused = |what| EmbedError::Graph { path: path.to_owned(), what };
-        let constants = large_constants(&file, LEAST_BYTES).map_err(refused)?;
-        drop(file);
-        let values = constants.into_iter().map(|Constant { name, shape, values }| {
-            let value = match values {
-                Values::Floats(values) => Tensor::from_array((shape, values))?.into_dyn(),
-                Values::Bytes(values) => Tensor::from_array((shape, values))?.into_dyn(),
-            };
-            Ok((name, Arc::new(value)))
-        });
-        let values = values.collect::<ort::Result<_>>();
-        Ok(Self(values.map_err(|error| refused(error.to_string()))?))
+/// Reads the large constants of the graph that Flashbulb compiled to `path`.
+///
+/// # Errors
+/// The file cannot be read, or is no such graph.
+pub fn read(path: &Path) -> Result<Arc<Lasting>, EmbedError> {
+    let file = std::fs::read(path)
+        .map_err(|source| EmbedError::Cache { path: path.to_owned(), source })?;
+    let refused = |what| EmbedError::Graph { path: path.to_owned(), what };
+    let constants = large_constants(&file, LEAST_BYTES).map_err(refused)?;
+    drop(file);
+    let mut lasting = Lasting::default();
+    for Constant { name, shape, values } in constants {
+        match values {
+            Values::Floats(values) => lasting.add(name, &shape, &values),
+            Values::Bytes(values) => lasting.add(name, &shape, &values),
+        }
+        .map_err(refused)?;
     }
-
-    /// The constants, each with its name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, Arc<DynValue>)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), Arc::clone(value)))
-    }
+    Ok(Arc::new(lasting))
 }
