@@ -1,7 +1,6 @@
-//! The layer on AVX2 and AVX-512.
+//! The layer on AVX2, on AVX-512, and on AVX-512 with the products of [`Amx`].
 //!
 //! Invariant: as in the sibling modules of [`crate::x86`], a function is called only after its features were found.
-//! AVX-512 is compiled everywhere on x86-64 and has so far been run on no machine.
 
 use std::arch::x86_64::{
     __m128i, __m256i, __m512i, _mm_packus_epi16, _mm_storeu_si128, _mm256_add_epi32,
@@ -42,8 +41,6 @@ pub(super) fn finish_avx2(
     forward::finish::<Avx2>(layer, text, first, input, output, buffers);
 }
 
-/// The layer on AMX: its products in tiles, all else as on AVX-512.
-///
 /// # Safety
 /// As for [`Amx`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
@@ -56,8 +53,6 @@ pub(super) unsafe fn project_amx(
     forward::project::<Amx>(layer, input, projected, buffers);
 }
 
-/// As [`project_amx`].
-///
 /// # Safety
 /// As for [`Amx`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]

