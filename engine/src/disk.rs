@@ -3,7 +3,7 @@
 //! Invariant: what a method promises about durability, callers may build on; nothing else reaches the file system.
 //! Knows nothing of formats. A test may put its own disk in place of [`RealDisk`].
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -27,10 +27,20 @@ pub(crate) trait Bytes: Send + Sync + std::fmt::Debug {
     fn bytes(&self) -> &[u8];
 }
 
+/// A lock that goes with its holder.
+pub(crate) type Lock = Box<dyn Held>;
+
+/// What holds a lock until it is dropped, or the process ends.
+pub(crate) trait Held: Send + Sync + std::fmt::Debug {}
+
+impl Held for File {}
+
 /// The file operations the engine needs, each durable only as it says.
 pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// Makes a folder and its parents, private to the user; not yet durable.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Locks the file `path`, which is made if need be; `None` if another process has it.
+    fn try_lock(&self, path: &Path) -> io::Result<Option<Lock>>;
     /// Names of the files in `dir`.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Creates a file that must not exist, private to the user.
@@ -75,6 +85,15 @@ impl DiskFile for RealFile {
 impl Disk for RealDisk {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    }
+
+    fn try_lock(&self, path: &Path) -> io::Result<Option<Lock>> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Box::new(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(e),
+        }
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {

@@ -29,6 +29,8 @@
 mod codec;
 mod disk;
 mod error;
+#[cfg(test)]
+mod fault;
 mod filter;
 #[doc(hidden)]
 pub mod index;

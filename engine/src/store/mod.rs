@@ -12,7 +12,6 @@ mod upkeep;
 mod write;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
@@ -26,7 +25,7 @@ pub use admin::{SnapshotReport, SpaceStats, StoreStatus, VerifyReport};
 pub use recover::RecoveryReport;
 pub use upkeep::{CompactReport, Job};
 
-use crate::disk::{Disk, RealDisk};
+use crate::disk::{Disk, Lock, RealDisk};
 use crate::error::Error;
 use crate::index::Scratch;
 use crate::manifest::Manifest;
@@ -71,7 +70,7 @@ pub struct Store {
     /// a late writer is refused by the log itself.
     closed: AtomicBool,
     /// Held for the life of the store; the operating system releases it with the process.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Store {
@@ -95,7 +94,9 @@ impl Store {
             return Err(Error::invalid("dim", why));
         }
         disk.create_dir(dir).map_err(Error::io("create the folder", dir))?;
-        let lock = lock(dir)?;
+        let path = dir.join("LOCK");
+        let lock = disk.try_lock(&path).map_err(Error::io("lock", &path))?;
+        let lock = lock.ok_or_else(|| Error::Locked { dir: dir.into() })?;
         recover::recover(disk, dir, options, lock)
     }
 
@@ -153,20 +154,5 @@ impl Drop for Store {
         if let Err(e) = self.close() {
             tracing::error!(error = %e, dir = %self.dir.display(), "the store was not closed cleanly");
         }
-    }
-}
-
-fn lock(dir: &Path) -> Result<File, Error> {
-    let path = dir.join("LOCK");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(Error::io("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Locked { dir: dir.into() }),
-        Err(std::fs::TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
     }
 }

@@ -4,7 +4,6 @@
 //! next open needs, for nothing old is removed before the new manifest is durable. Damage fails the open.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
@@ -17,7 +16,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 
 use super::{SCRATCH_KEPT, Store, write};
-use crate::disk::Disk;
+use crate::disk::{Disk, Lock};
 use crate::error::Error;
 use crate::manifest::{self, Manifest};
 use crate::op::Op;
@@ -101,7 +100,7 @@ pub(super) fn recover(
     disk: Arc<dyn Disk>,
     dir: &Path,
     options: StoreOptions,
-    lock: File,
+    lock: Lock,
 ) -> Result<Store, Error> {
     let started = Instant::now();
     let files = Listing::of(&*disk, dir)?;
