@@ -123,6 +123,13 @@ impl FaultDisk {
         self.0.lock().record.events.len()
     }
 
+    /// What a process sees now.
+    pub(super) fn live(&self) -> Image {
+        let state = self.0.lock();
+        let bytes = |file: FileNo| state.files[file].lock().clone();
+        state.names.iter().map(|(path, file)| (path.clone(), bytes(*file))).collect()
+    }
+
     /// All that happened so far.
     pub(super) fn record(&self) -> Record {
         self.0.lock().record.clone()

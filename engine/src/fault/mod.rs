@@ -8,4 +8,5 @@
 mod crash;
 mod disk;
 mod failure;
+mod flip;
 mod workload;

@@ -15,6 +15,7 @@ use crate::client::Conn;
 use crate::daemon::Daemon;
 use crate::data::{Rng, T0, eventually, found, list_all, seqs, space, vector};
 
+/// How often the daemon is killed where `FLASHBULB_KILLS` says nothing.
 const ROUNDS: usize = 16;
 const WRITERS: usize = 4;
 /// All writers write here as well as into a space of their own.
@@ -268,10 +269,12 @@ fn check_order(conn: &mut Conn, space: &str) {
 
 #[test]
 fn nothing_acknowledged_is_lost_by_kill_9() {
+    let asked = std::env::var("FLASHBULB_KILLS").ok();
+    let rounds = asked.map_or(ROUNDS, |n| n.parse().expect("FLASHBULB_KILLS is a number"));
     let mut daemon = Daemon::start();
     let mut writers: Vec<Writer> = (0..WRITERS).map(Writer::new).collect();
     let mut rng = Rng::new(7);
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let stop = AtomicBool::new(false);
         let pause = Duration::from_millis(20 + rng.below(380) as u64);
         println!("round {round}: kill after {pause:?}");
@@ -296,9 +299,10 @@ fn nothing_acknowledged_is_lost_by_kill_9() {
     }
     let acked: usize = writers.iter().map(|w| w.acked).sum();
     assert!(
-        acked > 10 * ROUNDS,
+        acked > 10 * rounds,
         "only {acked} changes were acknowledged: the test did not load the daemon"
     );
+    println!("{rounds} kills, {acked} changes acknowledged, none lost");
     let mut conn = daemon.conn();
     check_order(&mut conn, SHARED_SPACE);
     writers.iter().for_each(|w| check_order(&mut conn, &w.spaces[0]));

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Conn, clip};
 use crate::daemon::{Daemon, shared};
-use crate::data::{notes_space, vector_space};
+use crate::data::{eventually, notes_space, vector_space};
 
 /// The protocol's limit on a frame.
 const FRAME_LIMIT: usize = 4 << 20;
@@ -211,6 +211,9 @@ fn slow_senders_do_not_hold_up_others_and_free_their_places() {
     );
     drop(slow);
     for _ in 0..3 {
+        eventually("closed connections give their places back", Duration::from_secs(10), || {
+            conn.ok("admin.status", json!({}))["connections"] == 1
+        });
         let again: Vec<Conn> = (0..20).map(|_| daemon.conn()).collect();
         drop(again);
     }
