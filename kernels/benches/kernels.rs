@@ -154,6 +154,7 @@ fn encoder(criterion: &mut Criterion) {
         packed.iter().filter_map(|p| Layer::new(&shape, &p.codes, &p.params).ok()).collect();
     let multiplications = 12 * DIMENSION * DIMENSION * layers.len();
     let mut scratch = Scratch::default();
+    let mut large = vec![0u8; 600 << 20];
     for kernels in levels() {
         let mut group = criterion.benchmark_group("encoder_6_layers");
         for tokens in [4, 8, 16, 32, 128] {
@@ -164,21 +165,49 @@ fn encoder(criterion: &mut Criterion) {
                 BenchmarkId::new(kernels.level().to_string(), tokens),
                 |bencher| {
                     bencher.iter(|| {
-                        for layer in &layers {
-                            kernels.encoder_layer(
-                                layer,
-                                black_box(&input),
-                                &mut output,
-                                &mut scratch,
-                                Team::ALONE,
-                            );
-                        }
+                        run_layers(kernels, &layers, &input, &mut output, &mut scratch);
                     });
                 },
             );
         }
         group.finish();
+        let mut group = criterion.benchmark_group("encoder_6_layers_from_memory");
+        group.sample_size(20);
+        for tokens in [4, 16, 32] {
+            let input = values(tokens * DIMENSION, &mut 5);
+            let mut output = vec![0.0; input.len()];
+            group.bench_function(
+                BenchmarkId::new(kernels.level().to_string(), tokens),
+                |bencher| {
+                    bencher.iter_batched(
+                        || evict(&mut large),
+                        |()| {
+                            run_layers(kernels, &layers, &input, &mut output, &mut scratch);
+                        },
+                        criterion::BatchSize::PerIteration,
+                    );
+                },
+            );
+        }
+        group.finish();
     }
+}
+
+fn run_layers(
+    kernels: Kernels,
+    layers: &[Layer<'_>],
+    input: &[f32],
+    output: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    for layer in layers {
+        kernels.encoder_layer(layer, black_box(input), output, scratch, Team::ALONE);
+    }
+}
+
+/// Pushes everything else out of the caches: more than the largest of them holds, written.
+fn evict(large: &mut [u8]) {
+    large.iter_mut().step_by(64).for_each(|byte| *byte = byte.wrapping_add(1));
 }
 
 criterion_group!(benches, single_vectors, rows, scattered, encoder);

@@ -106,8 +106,8 @@ fn a_second_cut_anywhere_in_the_recovery_changes_nothing() {
 
 #[test]
 fn workloads_by_chance_survive_too() {
-    let wanted = std::env::var("FLASHBULB_CRASH_STATES").ok().and_then(|n| n.parse().ok());
-    let wanted: usize = wanted.unwrap_or(2_000);
+    let asked = std::env::var("FLASHBULB_CRASH_STATES").ok();
+    let wanted = asked.map_or(2_000, |n| n.parse().expect("FLASHBULB_CRASH_STATES is a number"));
     let (mut states, mut seed) = (0, 0);
     while states < wanted {
         seed += 1;

@@ -46,7 +46,8 @@ pub fn version(path: &Path) -> Result<String, EmbedError> {
     }
 }
 
-/// A session over the graph at `path`, on the CPU where no accelerator is given, which takes the `shared` constants. With one thread it runs on the caller's own.
+/// A session over the graph at `path`, on the CPU where no accelerator is given, which takes the `shared` constants.
+/// With one thread it runs on the caller's own.
 pub fn session(
     environment: &Environment,
     path: &Path,
