@@ -4,8 +4,8 @@
 //! Knows nothing of formats. A test may put its own disk in place of [`RealDisk`].
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,12 +14,43 @@ use crate::pace::Pace;
 
 /// An open file that is written at offsets.
 pub(crate) trait DiskFile: Send + Sync + std::fmt::Debug {
-    /// Writes all of `bytes` at `offset`.
-    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes `parts` one after the other at `offset`, or only a beginning of them; returns how many bytes. May be
+    /// interrupted. Callers use [`write_all_at`] and [`write_all_parts_at`].
+    fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<usize>;
     /// Returns once all written data, and the length, are on the device.
     fn sync(&self) -> io::Result<()>;
     /// Returns once all written data that overwrote allocated space are on the device.
     fn sync_data(&self) -> io::Result<()>;
+}
+
+/// Most parts of one write; Linux takes 1,024.
+const PARTS_MAX: usize = 1024;
+
+/// Writes all of `bytes` at `offset`.
+pub(crate) fn write_all_at(file: &dyn DiskFile, bytes: &[u8], offset: u64) -> io::Result<()> {
+    write_all_parts_at(file, &mut [IoSlice::new(bytes)], offset)
+}
+
+/// Writes all of `parts`, one after the other, at `offset`; uses them up.
+pub(crate) fn write_all_parts_at(
+    file: &dyn DiskFile,
+    mut parts: &mut [IoSlice<'_>],
+    mut offset: u64,
+) -> io::Result<()> {
+    // Takes off empty parts in front, so that what is left is never only those.
+    IoSlice::advance_slices(&mut parts, 0);
+    while !parts.is_empty() {
+        match file.write_at(&parts[..parts.len().min(PARTS_MAX)], offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut parts, written);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// A file's bytes, in memory or mapped.
@@ -35,12 +66,20 @@ pub(crate) trait Held: Send + Sync + std::fmt::Debug {}
 
 impl Held for File {}
 
+/// The lock of a folder that has no lock file.
+#[derive(Debug)]
+struct Unheld;
+
+impl Held for Unheld {}
+
 /// The file operations the engine needs, each durable only as it says.
 pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// Makes a folder and its parents, private to the user; not yet durable.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Locks the file `path`, which is made if need be; `None` if another process has it.
     fn try_lock(&self, path: &Path) -> io::Result<Option<Lock>>;
+    /// Locks the file `path`, if there is one, together with other readers; `None` if a writer has it. Writes nothing.
+    fn try_lock_shared(&self, path: &Path) -> io::Result<Option<Lock>>;
     /// Names of the files in `dir`.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Creates a file that must not exist, private to the user.
@@ -69,8 +108,8 @@ pub(crate) struct RealDisk;
 struct RealFile(File);
 
 impl DiskFile for RealFile {
-    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+    fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::pwritev(&self.0, parts, offset)?)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -89,10 +128,15 @@ impl Disk for RealDisk {
 
     fn try_lock(&self, path: &Path) -> io::Result<Option<Lock>> {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Box::new(file))),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(e)) => Err(e),
+        held(file.try_lock(), file)
+    }
+
+    fn try_lock_shared(&self, path: &Path) -> io::Result<Option<Lock>> {
+        match File::open(path) {
+            Ok(file) => held(file.try_lock_shared(), file),
+            // A snapshot has none, and none can be made on read-only media: there is no writer to keep out.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Some(Box::new(Unheld))),
+            Err(e) => Err(e),
         }
     }
 
@@ -140,6 +184,14 @@ impl Disk for RealDisk {
     }
 }
 
+fn held(taken: Result<(), TryLockError>, file: File) -> io::Result<Option<Lock>> {
+    match taken {
+        Ok(()) => Ok(Some(Box::new(file))),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(e),
+    }
+}
+
 /// Writes `bytes` as `dir/name` so that a crash leaves the old file, the new one, or none, never a part:
 /// a temporary file, synced, renamed, and the folder synced.
 pub(crate) fn write_durably(
@@ -154,7 +206,7 @@ pub(crate) fn write_durably(
     let _ = disk.remove(&tmp);
     let file = disk.create(&tmp)?;
     for (at, part) in pace.parts(bytes) {
-        file.write_all_at(part, at)?;
+        write_all_at(&*file, part, at)?;
     }
     file.sync()?;
     disk.rename(&tmp, &path)?;

@@ -157,6 +157,23 @@ pub enum Error {
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
+    /// The store was opened for reading.
+    #[error("the store is open for reading only; nothing was changed. Start without --read-only to write")]
+    ReadOnly,
+    /// A store that was not closed cleanly cannot be read as it is.
+    #[error(
+        "the store {dir} was not closed cleanly: its log holds changes that a recovery must bring in, and that writes. Open it once for writing, or a writable copy of it"
+    )]
+    NeedsRecovery {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// There is no store where one is to be read.
+    #[error("there is no store in {dir}: name a folder with a manifest, or open it for writing to make one")]
+    NoStore {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// The operating system refused.
     #[error("cannot {op} {path}: {source}")]
     Io {

@@ -26,6 +26,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod clock;
 mod codec;
 mod disk;
 mod error;

@@ -296,10 +296,19 @@ pub struct Page {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Durability {
-    /// After the log is synced to the device.
+    /// After the log is synced to the device: it survives a power cut.
     #[default]
     Sync,
+    /// After the operating system has it, which syncs it at most [`BUFFERED_SYNC_MS`] later: it survives the end of the
+    /// process, and a power cut only from then on.
+    Buffered,
+    /// After the operating system has it; synced when [`Store::sync`](crate::Store::sync) is called, when memories are sealed
+    /// into a segment, and at close.
+    Manual,
 }
+
+/// The longest, in milliseconds, that an acknowledged write waits to be synced with [`Durability::Buffered`].
+pub const BUFFERED_SYNC_MS: u64 = 50;
 
 /// How a store is opened.
 #[derive(Debug, Clone)]

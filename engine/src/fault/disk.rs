@@ -8,7 +8,7 @@
 //! Invariant: a synced file has its bytes, a synced folder its names; everything else is up to the chooser.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -160,13 +160,15 @@ struct OpenFile {
 }
 
 impl DiskFile for OpenFile {
-    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+    fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let mut state = self.disk.0.lock();
         let offset = usize::try_from(offset).map_err(io::Error::other)?;
         state.change()?;
-        put(&mut self.bytes.lock(), offset, bytes);
-        state.record.events.push(Event::Write { file: self.file, offset, bytes: bytes.into() });
-        Ok(())
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let len = bytes.len();
+        put(&mut self.bytes.lock(), offset, &bytes);
+        state.record.events.push(Event::Write { file: self.file, offset, bytes });
+        Ok(len)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -213,6 +215,10 @@ impl Disk for FaultDisk {
 
     fn try_lock(&self, _path: &Path) -> io::Result<Option<Lock>> {
         Ok(Some(Box::new(Unlocked)))
+    }
+
+    fn try_lock_shared(&self, path: &Path) -> io::Result<Option<Lock>> {
+        self.try_lock(path)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::disk::{FaultDisk, bits};
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::store::Store;
 use crate::types::{NewMemory, OnConflict, Patch, Selection, SpaceName, StoreOptions};
@@ -102,7 +103,21 @@ fn vector(n: usize) -> Vec<f32> {
 pub(super) fn open(disk: &FaultDisk) -> Result<Store, Error> {
     let options =
         StoreOptions { log_file_bytes: 8 << 10, seal_bytes: 1, ..StoreOptions::new(DIM, "m") };
-    Store::open_on(Arc::new(disk.clone()), Path::new(DIR), options)
+    Store::open_on(Arc::new(disk.clone()), Arc::new(StillClock), Path::new(DIR), options)
+}
+
+/// A clock that stands: nothing happens because time has passed, so that a workload gives the same operations each time.
+#[derive(Debug)]
+struct StillClock;
+
+impl Clock for StillClock {
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn patience(&self, _span: Duration) -> Option<Duration> {
+        None
+    }
 }
 
 /// All that can be read of a store.

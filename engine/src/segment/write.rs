@@ -12,7 +12,7 @@ use super::{
     Tombstone, VERSION, VectorEntry, file_name,
 };
 use crate::codec::pad_to;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, write_all_at};
 use crate::error::Error;
 use crate::record::RecordRef;
 use crate::types::{Seq, SpaceId};
@@ -95,8 +95,7 @@ impl<'a> SegmentWriter<'a> {
     }
 
     fn flush(&mut self) -> Result<(), Error> {
-        self.file
-            .write_all_at(&self.buffer, self.buffer_at)
+        write_all_at(&*self.file, &self.buffer, self.buffer_at)
             .map_err(Error::io("write", &self.tmp))?;
         self.whole.update(&self.buffer);
         let mut rest = &self.buffer[..];
@@ -220,7 +219,7 @@ impl<'a> SegmentWriter<'a> {
         out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&END_MAGIC);
-        self.file.write_all_at(&out, self.buffer_at).map_err(Error::io("write", &self.tmp))?;
+        write_all_at(&*self.file, &out, self.buffer_at).map_err(Error::io("write", &self.tmp))?;
         self.whole.update(&out);
         self.file.sync().map_err(Error::io("sync", &self.tmp))?;
         let path = self.dir.join(file_name(self.header.part));

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::upkeep::graph;
-use super::{Store, recover};
-use crate::disk::Disk;
+use super::{Access, Store, recover};
+use crate::disk::{Disk, write_all_at};
 use crate::error::Error;
 use crate::manifest::{GraphEntry, Manifest};
 use crate::segment;
@@ -47,6 +47,8 @@ pub struct StoreStatus {
     pub fingerprint: String,
     /// When a write is acknowledged.
     pub durability: Durability,
+    /// Whether it was opened for reading.
+    pub read_only: bool,
     /// Instruction set of the distance kernels.
     pub simd: String,
     /// Spaces there are.
@@ -126,6 +128,7 @@ impl Store {
             dim: self.dim(),
             fingerprint: self.options.fingerprint.clone(),
             durability: self.options.durability,
+            read_only: self.access == Access::Read,
             simd: self.kernels.level().to_string(),
             spaces: spaces().count() as u64,
             memories: spaces().map(|e| e.value().live()).sum(),
@@ -237,7 +240,9 @@ impl Store {
             return Err(Error::invalid("the snapshot's folder", why));
         }
         let mut manifest = self.upkeep.lock();
-        self.save_all_in(&mut manifest)?;
+        if self.access == Access::Write {
+            self.save_all_in(&mut manifest)?;
+        }
         let memories = self.spaces.iter().map(|e| e.value().live()).sum();
         self.disk.create_dir(dest).map_err(Error::io("create the folder", dest))?;
         let mut report = SnapshotReport { dir: dest.into(), files: 1, bytes: 0, memories };
@@ -260,7 +265,7 @@ impl Store {
 fn copy(disk: &dyn Disk, from: &Path, to: &Path) -> Result<u64, Error> {
     let map = disk.map(from).map_err(Error::io("map", from))?;
     let file = disk.create(to).map_err(Error::io("create", to))?;
-    file.write_all_at(map.bytes(), 0).map_err(Error::io("write", to))?;
+    write_all_at(&*file, map.bytes(), 0).map_err(Error::io("write", to))?;
     file.sync().map_err(Error::io("sync", to))?;
     Ok(map.bytes().len() as u64)
 }

@@ -25,6 +25,7 @@ pub use admin::{SnapshotReport, SpaceStats, StoreStatus, VerifyReport};
 pub use recover::RecoveryReport;
 pub use upkeep::{CompactReport, Job};
 
+use crate::clock::{Clock, SystemClock};
 use crate::disk::{Disk, Lock, RealDisk};
 use crate::error::Error;
 use crate::index::Scratch;
@@ -42,8 +43,10 @@ const SCRATCH_KEPT: usize = 16;
 #[derive(Debug)]
 pub struct Store {
     disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
     dir: PathBuf,
     options: StoreOptions,
+    access: Access,
     kernels: Kernels,
     wal: Wal,
     /// Held for reading from a write's submission until it is applied; for writing to draw a line between the
@@ -73,6 +76,14 @@ pub struct Store {
     _lock: Lock,
 }
 
+/// What a store is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Write,
+    /// Nothing in the folder is changed.
+    Read,
+}
+
 impl Store {
     /// Opens the store in `dir`, making it if there is none, and recovers what an earlier process left.
     ///
@@ -81,23 +92,45 @@ impl Store {
     /// vectors of another model; [`Error::Corrupt`] where acknowledged data are damaged or missing; [`Error::Invalid`]
     /// for options out of range; [`Error::Io`], [`Error::DiskFull`], [`Error::VersionTooNew`].
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Store, Error> {
-        Store::open_on(Arc::new(RealDisk), dir, options)
+        Store::open_on(Arc::new(RealDisk), Arc::new(SystemClock::new()), dir, options)
+    }
+
+    /// Opens the store in `dir` for reading, beside other readers and on read-only media; writes nothing there. Graphs that are
+    /// not saved are built in memory. Where a snapshot has no lock file, nobody is kept out.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`] if there is none; [`Error::NeedsRecovery`] if it was not closed cleanly; [`Error::Locked`] if a writer
+    /// has it; otherwise as [`Store::open`].
+    pub fn open_read_only(dir: &Path, options: StoreOptions) -> Result<Store, Error> {
+        let (disk, clock) = (Arc::new(RealDisk), Arc::new(SystemClock::new()));
+        Store::read_on(disk, clock, dir, options)
+    }
+
+    pub(crate) fn read_on(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        dir: &Path,
+        options: StoreOptions,
+    ) -> Result<Store, Error> {
+        check_dim(&options)?;
+        let path = dir.join("LOCK");
+        let lock = disk.try_lock_shared(&path).map_err(Error::io("lock", &path))?;
+        let lock = lock.ok_or_else(|| Error::Locked { dir: dir.into() })?;
+        recover::recover(disk, clock, dir, options, lock, Access::Read)
     }
 
     pub(crate) fn open_on(
         disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
         dir: &Path,
         options: StoreOptions,
     ) -> Result<Store, Error> {
-        if !DIM_RANGE.contains(&options.dim) {
-            let why = format!("is {}, it must lie within {DIM_RANGE:?}", options.dim);
-            return Err(Error::invalid("dim", why));
-        }
+        check_dim(&options)?;
         disk.create_dir(dir).map_err(Error::io("create the folder", dir))?;
         let path = dir.join("LOCK");
         let lock = disk.try_lock(&path).map_err(Error::io("lock", &path))?;
         let lock = lock.ok_or_else(|| Error::Locked { dir: dir.into() })?;
-        recover::recover(disk, dir, options, lock)
+        recover::recover(disk, clock, dir, options, lock, Access::Write)
     }
 
     /// What recovery found at open.
@@ -112,6 +145,11 @@ impl Store {
 
     fn check_open(&self) -> Result<(), Error> {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    fn check_writable(&self) -> Result<(), Error> {
+        self.check_open()?;
+        if self.access == Access::Read { Err(Error::ReadOnly) } else { Ok(()) }
     }
 
     fn find(&self, name: &SpaceName) -> Option<Arc<Space>> {
@@ -143,10 +181,21 @@ impl Store {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        let saved = self.save_all();
+        let saved = match self.access {
+            Access::Write => self.save_all(),
+            Access::Read => Ok(()),
+        };
         let ended = self.wal.close();
         saved.and(ended)
     }
+}
+
+fn check_dim(options: &StoreOptions) -> Result<(), Error> {
+    if !DIM_RANGE.contains(&options.dim) {
+        let why = format!("is {}, it must lie within {DIM_RANGE:?}", options.dim);
+        return Err(Error::invalid("dim", why));
+    }
+    Ok(())
 }
 
 impl Drop for Store {

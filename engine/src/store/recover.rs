@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::time::Instant;
 
 use crossbeam::queue::ArrayQueue;
 use crossbeam_skiplist::SkipMap;
@@ -15,7 +14,8 @@ use flashbulb_kernels::Kernels;
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 
-use super::{SCRATCH_KEPT, Store, write};
+use super::{Access, SCRATCH_KEPT, Store, write};
+use crate::clock::Clock;
 use crate::disk::{Disk, Lock};
 use crate::error::Error;
 use crate::manifest::{self, Manifest};
@@ -98,14 +98,17 @@ struct Loading {
 
 pub(super) fn recover(
     disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
     dir: &Path,
     options: StoreOptions,
     lock: Lock,
+    access: Access,
 ) -> Result<Store, Error> {
-    let started = Instant::now();
+    let started = clock.now();
     let files = Listing::of(&*disk, dir)?;
     let old = match Manifest::read_newest(&*disk, dir, &files.manifests)? {
         Some(found) => found,
+        None if access == Access::Read => return Err(Error::NoStore { dir: dir.into() }),
         None => fresh(&*disk, dir, &files, &options)?,
     };
     check_model(&old, &options)?;
@@ -119,26 +122,41 @@ pub(super) fn recover(
         report: RecoveryReport { unknown_files: files.unknown.clone(), ..Default::default() },
     };
     let segments = loading.load_sealed(&old)?;
-    let (batches, last_lsn) = loading.scan_log(&old, &files.wals)?;
+    let (batches, last_lsn) = loading.scan_log(&old, &files.wals, access)?;
     let head = Arc::new(Head::new(old.next_part));
     let parts = Parts::new(segments, Arc::clone(&head));
     loading.replay(&parts, &head, &batches)?;
-    let (wal, manifest) = restart_log(&disk, dir, &options, &old, &files.wals, &batches, last_lsn)?;
-    clean_up(&*disk, dir, &files, &manifest);
+    let (wal, manifest) = match access {
+        Access::Write => {
+            let machine = (&disk, &clock);
+            restart_log(machine, dir, &options, &old, &files.wals, &batches, last_lsn)?
+        }
+        Access::Read => {
+            let start = log_start(dir, &options, old.epoch, old.first_wal.unwrap_or(1), last_lsn);
+            (Wal::unwritten(Arc::clone(&disk), Arc::clone(&clock), &start), old)
+        }
+    };
+    if access == Access::Write {
+        clean_up(&*disk, dir, &files, &manifest);
+    }
     let mut report = std::mem::take(&mut loading.report);
     report.memories = loading.spaces.values().map(|s| s.live()).sum();
     report.pending = loading.spaces.values().map(|s| s.pending_len()).sum();
-    report.took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let took = clock.now() - started;
+    report.took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     let highest = loading.spaces.keys().next_back().map_or(0, |id| id.0 + 1);
+    let next_space = highest.max(manifest.next_space);
     let store = Store {
         disk,
+        clock,
+        access,
         dir: dir.into(),
         kernels: loading.kernels,
         wal,
         gate: RwLock::new(()),
         spaces: SkipMap::new(),
         making: Mutex::new(()),
-        spaces_made: AtomicU32::new(highest.max(old.next_space)),
+        spaces_made: AtomicU32::new(next_space),
         parts,
         tombstones: Mutex::new(std::mem::take(&mut loading.tombstones)),
         waiting: Mutex::new(BTreeMap::new()),
@@ -320,25 +338,39 @@ impl Loading {
     }
 
     /// Reads the log behind the manifest's checkpoint.
-    fn scan_log(&mut self, old: &Manifest, wals: &[u64]) -> Result<(Vec<Batch>, Lsn), Error> {
+    fn scan_log(
+        &mut self,
+        old: &Manifest,
+        wals: &[u64],
+        access: Access,
+    ) -> Result<(Vec<Batch>, Lsn), Error> {
         let checkpoint = Lsn(old.checkpoint_lsn);
         let ours = log_files(&*self.disk, &self.dir, old, wals)?;
         if ours.is_empty() {
             return Ok((Vec::new(), checkpoint));
         }
-        // What an earlier process wrote but never synced may still be only in the cache: make it durable before
-        // building on it.
-        for number in &ours {
-            let path = self.dir.join(wal::file_name(*number));
-            let file = self.disk.open(&path).map_err(Error::io("open", &path))?;
-            file.sync().map_err(Error::io("sync", &path))?;
+        if access == Access::Write {
+            self.sync_log(&ours)?;
         }
-        self.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))?;
         let scan = wal::scan(&*self.disk, &self.dir, &ours, checkpoint)?;
+        if access == Access::Read && (scan.torn_bytes > 0 || !scan.batches.is_empty()) {
+            return Err(Error::NeedsRecovery { dir: self.dir.clone() });
+        }
         self.report.wal_batches = scan.batches.len() as u64;
         self.report.wal_records = scan.records;
         self.report.torn_bytes = scan.torn_bytes;
         Ok((scan.batches, scan.last_lsn))
+    }
+
+    /// What an earlier process wrote but never synced may still be only in the cache: makes it durable before anything is
+    /// built on it.
+    fn sync_log(&self, numbers: &[u64]) -> Result<(), Error> {
+        for number in numbers {
+            let path = self.dir.join(wal::file_name(*number));
+            let file = self.disk.open(&path).map_err(Error::io("open", &path))?;
+            file.sync().map_err(Error::io("sync", &path))?;
+        }
+        self.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))
     }
 
     fn replay(&mut self, parts: &Parts, head: &Head, batches: &[Batch]) -> Result<(), Error> {
@@ -478,7 +510,7 @@ impl Attached<'_> {
 /// Writes the surviving tail into a new file of a new epoch, starts the log behind it, and makes both the store's by a
 /// new manifest.
 fn restart_log(
-    disk: &Arc<dyn Disk>,
+    (disk, clock): (&Arc<dyn Disk>, &Arc<dyn Clock>),
     dir: &Path,
     options: &StoreOptions,
     old: &Manifest,
@@ -497,16 +529,9 @@ fn restart_log(
         // Only marks are behind the checkpoint, if anything: all they follow is in the segments.
         _ => (last_lsn.0, last_lsn, first_new),
     };
-    let file_bytes = options.log_file_bytes;
-    let start = WalStart {
-        dir: dir.into(),
-        epoch,
-        file_bytes,
-        next_file,
-        last_lsn,
-        last_op: batches.last().map_or(Lsn(checkpoint), |b| b.last_lsn),
-    };
-    let wal = Wal::start(Arc::clone(disk), start)?;
+    let last_op = batches.last().map_or(Lsn(checkpoint), |b| b.last_lsn);
+    let start = WalStart { last_op, ..log_start(dir, options, epoch, next_file, last_lsn) };
+    let wal = Wal::start(Arc::clone(disk), Arc::clone(clock), start)?;
     let manifest = Manifest {
         generation: old.generation + 1,
         checkpoint_lsn: checkpoint,
@@ -518,6 +543,25 @@ fn restart_log(
     manifest.write(&**disk, dir)?;
     wal.adopt(first_new, Lsn(checkpoint + 1));
     Ok((wal, manifest))
+}
+
+/// A log behind `last_lsn`, which is a mark or an operation.
+fn log_start(
+    dir: &Path,
+    options: &StoreOptions,
+    epoch: u64,
+    next_file: u64,
+    last_lsn: Lsn,
+) -> WalStart {
+    WalStart {
+        dir: dir.into(),
+        epoch,
+        file_bytes: options.log_file_bytes,
+        next_file,
+        last_lsn,
+        last_op: last_lsn,
+        level: options.durability,
+    }
 }
 
 /// Removes what the new manifest does not need. A file that cannot be removed is removed at the next open.

@@ -46,14 +46,14 @@ impl Store {
     /// # Errors
     /// [`Error::Conflict`] for an id that is there already (with [`OnConflict::Error`]); [`Error::DuplicateInRequest`],
     /// [`Error::Invalid`], [`Error::TooLarge`], [`Error::DimMismatch`], [`Error::BadVector`] for what the items say;
-    /// [`Error::Busy`], [`Error::Poisoned`], [`Error::Closed`].
+    /// [`Error::Busy`], [`Error::DiskFull`], [`Error::Poisoned`], [`Error::ReadOnly`], [`Error::Closed`].
     pub fn add(
         &self,
         name: &SpaceName,
         items: Vec<NewMemory>,
         on_conflict: OnConflict,
     ) -> Result<Added, Error> {
-        self.check_open()?;
+        self.check_writable()?;
         let items = self.validate(items)?;
         let (lsn, added) = loop {
             if let Some(space) = self.find(name) {
@@ -72,7 +72,7 @@ impl Store {
             let create = Op::Create { space: id, name: name.to_string() };
             break self.add_in(&space, space.writer.lock(), &items, on_conflict, Some(create))?;
         };
-        self.wal.wait_durable(lsn)?;
+        self.wal.wait_acknowledged(lsn)?;
         Ok(added)
     }
 
@@ -179,6 +179,7 @@ impl Store {
         name: &SpaceName,
         vectors: Vec<(Seq, Vec<Vec<f32>>)>,
     ) -> Result<usize, Error> {
+        self.check_writable()?;
         let space = self.space(name)?;
         let mut entries = Vec::with_capacity(vectors.len());
         for (seq, rows) in vectors {
@@ -209,7 +210,7 @@ impl Store {
         drop(gate);
         drop(writer);
         self.note_work(&space);
-        self.wal.wait_durable(lsn)?;
+        self.wal.wait_acknowledged(lsn)?;
         Ok(entries.len())
     }
 
@@ -225,6 +226,7 @@ impl Store {
         patch: Patch,
         if_seq: Option<Seq>,
     ) -> Result<Updated, Error> {
+        self.check_writable()?;
         let space = self.space(name)?;
         let mut writer = space.writer.lock();
         let missing = || Error::NoSuchMemory { space: name.to_string(), id: id.to_owned() };
@@ -261,7 +263,7 @@ impl Store {
         let lsn = self.submit_change(&space, &mut writer, change, None)?;
         drop(writer);
         self.note_work(&space);
-        self.wal.wait_durable(lsn)?;
+        self.wal.wait_acknowledged(lsn)?;
         Ok(Updated { seq, needs_vectors })
     }
 
@@ -298,22 +300,23 @@ impl Store {
         if dry_run {
             return Ok(Deleted { matched, deleted: 0, missing, seq: space.last_seq() });
         }
+        self.check_writable()?;
         let removed =
             found.iter().filter_map(|no| space.record(*no).map(|c| (*no, c.seq))).collect();
         let change = Change { removed, added: Vec::new(), last_seq: space.last_seq() };
         let lsn = self.submit_change(&space, &mut writer, change, None)?;
         let seq = space.last_seq();
         drop(writer);
-        self.wal.wait_durable(lsn)?;
+        self.wal.wait_acknowledged(lsn)?;
         Ok(Deleted { matched, deleted: matched, missing, seq })
     }
 
     /// Drops a space with all it holds; returns how many memories that were.
     ///
     /// # Errors
-    /// [`Error::NoSuchSpace`], [`Error::Busy`], [`Error::Poisoned`], [`Error::Closed`].
+    /// [`Error::NoSuchSpace`], [`Error::Busy`], [`Error::DiskFull`], [`Error::Poisoned`], [`Error::ReadOnly`], [`Error::Closed`].
     pub fn drop_space(&self, name: &SpaceName) -> Result<u64, Error> {
-        self.check_open()?;
+        self.check_writable()?;
         let _one_maker = self.making.lock();
         let space = self.space(name)?;
         let mut writer = space.writer.lock();
@@ -325,8 +328,19 @@ impl Store {
         self.spaces.remove(name);
         drop(gate);
         drop(writer);
-        self.wal.wait_durable(lsn)?;
+        self.wal.wait_acknowledged(lsn)?;
         Ok(dropped)
+    }
+
+    /// Returns once everything acknowledged before is on the device, whatever the store's [`Durability`](crate::Durability);
+    /// the LSN up to which that holds.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`], [`Error::Closed`].
+    pub fn sync(&self) -> Result<Lsn, Error> {
+        self.check_open()?;
+        self.wal.wait_durable(self.wal.last_op())?;
+        Ok(self.wal.durable_lsn())
     }
 
     /// Up to `limit` memories without vectors: the oldest of each space in turn, so that no space waits for another's

@@ -14,10 +14,16 @@ mod real {
     pub use std::hint::spin_loop;
     pub use std::sync::Arc;
     pub use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+    use std::time::Duration;
 
     /// Sleeping and waking.
     pub mod thread {
         pub use std::thread::{Thread, current, park_timeout};
+    }
+
+    /// Waits to be woken, but not longer than `span`; whether that passed.
+    pub fn wait_for<T>(woken: &Condvar, held: &mut MutexGuard<'_, T>, span: Duration) -> bool {
+        woken.wait_for(held, span).timed_out()
     }
 
     /// std's cell with loom's shape.
@@ -57,6 +63,16 @@ mod modelled {
         pub fn park_timeout(_most: std::time::Duration) {
             loom::thread::park();
         }
+    }
+
+    /// Waits to be woken; loom knows no time.
+    pub fn wait_for<T>(
+        woken: &Condvar,
+        held: &mut MutexGuard<'_, T>,
+        _span: std::time::Duration,
+    ) -> bool {
+        woken.wait(held);
+        false
     }
 
     use std::ops::{Deref, DerefMut};

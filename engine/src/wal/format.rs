@@ -107,29 +107,26 @@ pub(crate) fn record_bytes(payload_len: usize) -> usize {
     (RECORD_HEADER_BYTES + payload_len).next_multiple_of(8)
 }
 
-/// Appends the record that will stand at `offset`.
-pub(crate) fn put_record(
-    out: &mut Vec<u8>,
+/// The header of a record that will stand at `offset`, in front of `payload` and zeros up to [`record_bytes`].
+pub(crate) fn head_of(
     salt: u32,
     offset: u64,
     header: RecordHeader,
     payload: &[u8],
-) {
-    let start = out.len();
+) -> [u8; RECORD_HEADER_BYTES] {
+    let mut out = [0; RECORD_HEADER_BYTES];
     let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-    out.reserve(record_bytes(payload.len()));
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&len.to_le_bytes());
-    out.extend_from_slice(&header.lsn.0.to_le_bytes());
-    out.extend_from_slice(&salt.to_le_bytes());
-    out.extend_from_slice(&header.kind.to_le_bytes());
-    out.extend_from_slice(&header.flags.to_le_bytes());
-    out.extend_from_slice(&header.durable_lsn.0.to_le_bytes());
-    out.extend_from_slice(payload);
-    let len = record_bytes(payload.len());
-    out.resize(start + len, 0);
-    let crc = checksum(offset, &out[start + 4..]);
-    out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+    out[4..8].copy_from_slice(&len.to_le_bytes());
+    out[8..16].copy_from_slice(&header.lsn.0.to_le_bytes());
+    out[16..20].copy_from_slice(&salt.to_le_bytes());
+    out[20..22].copy_from_slice(&header.kind.to_le_bytes());
+    out[22..24].copy_from_slice(&header.flags.to_le_bytes());
+    out[24..32].copy_from_slice(&header.durable_lsn.0.to_le_bytes());
+    let pad = record_bytes(payload.len()) - RECORD_HEADER_BYTES - payload.len();
+    let head = checksum(offset, &out[4..]);
+    let crc = crc32c::crc32c_append(crc32c::crc32c_append(head, payload), &[0; 8][..pad]);
+    out[..4].copy_from_slice(&crc.to_le_bytes());
+    out
 }
 
 fn checksum(offset: u64, behind_crc: &[u8]) -> u32 {
@@ -162,7 +159,8 @@ mod tests {
 
     fn one(offset: usize) -> Vec<u8> {
         let mut out = vec![0; offset];
-        put_record(&mut out, 77, offset as u64, HEADER, b"payload");
+        out.extend_from_slice(&head_of(77, offset as u64, HEADER, b"payload"));
+        out.extend_from_slice(b"payload\0");
         out
     }
 

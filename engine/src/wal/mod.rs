@@ -1,13 +1,17 @@
 //! The write-ahead log of a store: group commit by one thread, files that are preallocated, records that prove themselves.
 //!
 //! Invariant: a record whose LSN is at most `durable_lsn` survives a power cut; LSNs are dense and in the order of
-//! submission; after a failed write or sync nothing is ever acknowledged again.
+//! submission; after a failed write or sync nothing is ever acknowledged again; a full disk refuses a batch whole.
 //! Knows nothing of what the payloads mean, nor of segments.
 
+mod files;
 mod format;
 mod reader;
+mod records;
+mod tail;
 mod writer;
 
 pub(crate) use format::{file_name, file_number};
 pub(crate) use reader::{Batch, files_of, scan};
-pub(crate) use writer::{Wal, WalStart, rewrite_tail};
+pub(crate) use tail::rewrite_tail;
+pub(crate) use writer::{Wal, WalStart};

@@ -1,34 +1,34 @@
-//! Writing the log: submitters queue records, one thread writes and syncs whatever has gathered, and wakes them.
+//! Writing the log: submitters queue batches, one thread writes whatever has gathered, syncs it as the level says, and wakes
+//! them.
 //!
-//! Invariant: LSNs are given out under the queue's lock, so the order in the file is the order of submission; a batch
-//! is acknowledged only after the sync that covers it; the first failure poisons the log for good.
-//! No timer makes a batch wait: batches form during the previous sync. Knows nothing of operations.
+//! Invariant: the order in the file is the order of submission; a batch is acknowledged only after the write or sync that its
+//! level promises; the first failure poisons the log for good. No timer makes a batch wait. Knows nothing of operations.
 
-use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
-use super::format::{
-    FILE_HEADER_BYTES, FLAG_FIRST, FLAG_LAST, FileHeader, KIND_MARK, PAYLOAD_MAX_BYTES,
-    RecordHeader, file_name, put_record, record_bytes,
-};
-use super::reader::Batch;
-use crate::disk::{Disk, DiskFile};
+use super::files::{Active, Files, NewFile};
+use super::format::{KIND_MARK, PAYLOAD_MAX_BYTES, record_bytes};
+use super::records::{self, Records};
+use crate::clock::Clock;
+use crate::disk::Disk;
 use crate::error::Error;
 use crate::pace::Pace;
-use crate::types::Lsn;
+use crate::sync::{CommitQueue, Refused, Task, Until};
+use crate::types::{BUFFERED_SYNC_MS, Durability, Lsn};
 
 /// Bytes written by one call at most, unless one batch is larger.
 const GROUP_BYTES: usize = 1 << 20;
 /// Bytes that may wait in the queue before submitters are told to come back.
 const QUEUE_BYTES: usize = 64 << 20;
+/// When those may come back.
+const RETRY_AFTER_MS: u64 = 20;
 /// How long the log must be idle before it writes a mark.
 const IDLE_MARK: Duration = Duration::from_millis(50);
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Where a log starts.
 #[derive(Debug)]
@@ -44,71 +44,32 @@ pub(crate) struct WalStart {
     pub(crate) last_lsn: Lsn,
     /// The last LSN before that is no mark.
     pub(crate) last_op: Lsn,
+    pub(crate) level: Durability,
 }
 
 /// The log; shared by all writers of a store.
 #[derive(Debug)]
 pub(crate) struct Wal {
     shared: Arc<Shared>,
+    /// The last operation before this log was started.
+    op_before: Lsn,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
-    epoch: u64,
-    file_bytes: usize,
-    state: Mutex<State>,
-    /// Something was queued, or the log closes. Waited on by the log's thread.
-    work: Condvar,
-    /// `durable` grew, or the log was poisoned. Waited on by submitters.
-    progress: Condvar,
-    /// A file made ready ahead of need, with its path.
-    spare: Mutex<Option<Spare>>,
-}
-
-#[derive(Debug)]
-struct Spare {
-    file: Box<dyn DiskFile>,
-    path: PathBuf,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    queue: VecDeque<Queued>,
-    queued_bytes: usize,
-    last_lsn: Lsn,
-    /// The last LSN that is no mark.
-    last_op: Lsn,
-    durable: Lsn,
-    poisoned: Option<String>,
-    closing: bool,
-    /// Log files in use, oldest first: number and first LSN.
-    files: Vec<(u64, Lsn)>,
-    next_file: u64,
-    spare_wanted: bool,
-    /// Spare files made so far.
-    spares: u64,
-    /// Whether the last record queued is a mark, so that an idle log writes no second one.
-    marked: bool,
+    queue: CommitQueue<Submitted>,
+    files: Files,
+    clock: Arc<dyn Clock>,
+    level: Durability,
 }
 
 /// One batch, its records in order.
 #[derive(Debug)]
-struct Queued {
-    first_lsn: Lsn,
-    records: Vec<(u16, Vec<u8>)>,
-    bytes: usize,
-}
-
-/// The file being written.
-#[derive(Debug)]
-struct Active {
-    file: Box<dyn DiskFile>,
-    salt: u32,
-    offset: u64,
-    capacity: u64,
+struct Submitted {
+    records: Records,
+    /// The file that begins with it.
+    fresh: Option<NewFile>,
 }
 
 impl Wal {
@@ -116,39 +77,33 @@ impl Wal {
     ///
     /// # Errors
     /// [`Error::DiskFull`] or [`Error::Io`] if the first file cannot be made.
-    pub(crate) fn start(disk: Arc<dyn Disk>, start: WalStart) -> Result<Wal, Error> {
-        let state = State {
-            last_lsn: start.last_lsn,
-            last_op: start.last_op,
-            durable: start.last_lsn,
-            next_file: start.next_file,
-            marked: true,
-            ..State::default()
-        };
-        let shared = Arc::new(Shared {
-            disk,
-            dir: start.dir,
-            epoch: start.epoch,
-            file_bytes: start.file_bytes.max(2 * FILE_HEADER_BYTES),
-            state: Mutex::new(state),
-            work: Condvar::new(),
-            progress: Condvar::new(),
-            spare: Mutex::new(None),
-        });
-        let active = shared.open_next(Lsn(start.last_lsn.0 + 1), 0)?;
+    pub(crate) fn start(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        start: WalStart,
+    ) -> Result<Wal, Error> {
+        let shared = Arc::new(Shared::new(disk, clock, &start));
+        let active = shared.files.first(Lsn(start.last_lsn.0 + 1))?;
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("fb-wal".into())
             .spawn(move || of_thread.run(active))
-            .map_err(Error::io("start the log's thread for", &shared.dir))?;
-        Ok(Wal { shared, thread: Mutex::new(Some(thread)) })
+            .map_err(Error::io("start the log's thread for", shared.files.dir()))?;
+        Ok(Wal { shared, op_before: start.last_op, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Queues one batch; returns the LSN of its last record. Not yet durable: see [`Wal::wait_durable`].
+    /// A log that takes nothing in and writes nothing, for a store that is only read.
+    pub(crate) fn unwritten(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>, start: &WalStart) -> Wal {
+        let shared = Arc::new(Shared::new(disk, clock, start));
+        shared.queue.close();
+        Wal { shared, op_before: start.last_op, thread: Mutex::new(None) }
+    }
+
+    /// Queues one batch; returns the LSN of its last record. Not yet acknowledged: see [`Wal::wait_acknowledged`].
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::Busy`], [`Error::Poisoned`], [`Error::Closed`]; nothing is queued then.
-    pub(crate) fn submit(&self, records: Vec<(u16, Vec<u8>)>) -> Result<Lsn, Error> {
+    /// [`Error::TooLarge`], [`Error::Busy`], [`Error::DiskFull`], [`Error::Poisoned`], [`Error::Closed`]; nothing is queued then.
+    pub(crate) fn submit(&self, records: Records) -> Result<Lsn, Error> {
         if let Some((_, payload)) = records.iter().find(|(_, p)| p.len() > PAYLOAD_MAX_BYTES) {
             return Err(Error::TooLarge {
                 what: "one write to the log, in bytes,",
@@ -156,76 +111,67 @@ impl Wal {
                 limit: PAYLOAD_MAX_BYTES as u64,
             });
         }
-        let bytes = records.iter().map(|(_, p)| record_bytes(p.len())).sum();
-        let mut state = self.shared.state.lock();
-        state.check_usable()?;
-        if state.closing {
-            return Err(Error::Closed);
-        }
-        if state.queued_bytes > 0 && state.queued_bytes + bytes > QUEUE_BYTES {
-            return Err(Error::Busy { retry_after_ms: 20 });
-        }
-        let first_lsn = Lsn(state.last_lsn.0 + 1);
-        state.last_lsn = Lsn(state.last_lsn.0 + records.len() as u64);
-        state.queued_bytes += bytes;
-        state.marked = false;
-        state.last_op = state.last_lsn;
-        state.queue.push_back(Queued { first_lsn, records, bytes });
-        self.shared.work.notify_one();
-        Ok(state.last_lsn)
+        let (count, bytes) = (records.len() as u64, records::bytes_of(&records));
+        // Room for a mark behind each batch, so that the log's thread never needs a file for one.
+        let with_mark = (bytes + record_bytes(0)) as u64;
+        let last = self.shared.files.place(with_mark, |fresh| {
+            let batch = Submitted { records, fresh };
+            self.shared
+                .queue
+                .submit(batch, count, bytes)
+                .map_err(|(refused, batch)| (refused.into(), batch.fresh))
+        })?;
+        Ok(Lsn(last))
     }
 
-    /// Returns once everything up to `lsn` is on the device.
+    /// Returns once everything up to `lsn` is as safe as the level promises.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`]: the outcome is unknown.
+    pub(crate) fn wait_acknowledged(&self, lsn: Lsn) -> Result<(), Error> {
+        let until = match self.shared.level {
+            Durability::Sync => Until::Durable,
+            Durability::Buffered | Durability::Manual => Until::Written,
+        };
+        Ok(self.shared.queue.wait(lsn.0, until)?)
+    }
+
+    /// Returns once everything up to `lsn` is on the device, whatever the level.
     ///
     /// # Errors
     /// [`Error::Poisoned`]: the outcome is unknown.
     pub(crate) fn wait_durable(&self, lsn: Lsn) -> Result<(), Error> {
-        let mut state = self.shared.state.lock();
-        while state.durable < lsn {
-            state.check_usable()?;
-            self.shared.progress.wait(&mut state);
-        }
-        Ok(())
+        Ok(self.shared.queue.wait(lsn.0, Until::Durable)?)
     }
 
     /// The last LSN given out.
     pub(crate) fn last_lsn(&self) -> Lsn {
-        self.shared.state.lock().last_lsn
+        Lsn(self.shared.queue.last())
     }
 
     /// The last LSN given out that is an operation, not a mark.
     pub(crate) fn last_op(&self) -> Lsn {
-        self.shared.state.lock().last_op
+        Lsn(self.shared.queue.last_item().unwrap_or(self.op_before.0))
     }
 
     /// The last LSN known to be on the device.
     pub(crate) fn durable_lsn(&self) -> Lsn {
-        self.shared.state.lock().durable
+        Lsn(self.shared.queue.durable())
     }
 
     /// The first failure, if there was one.
     pub(crate) fn poisoned(&self) -> Option<String> {
-        self.shared.state.lock().poisoned.clone()
+        self.shared.queue.poisoned().map(|cause| cause.to_string())
     }
 
     /// Number of the first file that is needed when everything up to `checkpoint` is in segments.
     pub(crate) fn first_needed(&self, checkpoint: Lsn) -> u64 {
-        let state = self.shared.state.lock();
-        let mut needed = state.files.first().map_or(state.next_file, |f| f.0);
-        for (number, first_lsn) in &state.files {
-            if first_lsn.0 <= checkpoint.0 + 1 {
-                needed = *number;
-            }
-        }
-        needed
+        self.shared.files.first_needed(checkpoint)
     }
 
-    /// Tells the log of the file that [`rewrite_tail`] made before it started, so that it is removed in its turn.
+    /// Tells the log of the file that [`rewrite_tail`](super::rewrite_tail) made before it started.
     pub(crate) fn adopt(&self, number: u64, first_lsn: Lsn) {
-        let mut state = self.shared.state.lock();
-        if state.files.first().is_none_or(|f| f.0 > number) {
-            state.files.insert(0, (number, first_lsn));
-        }
+        self.shared.files.adopt(number, first_lsn);
     }
 
     /// Removes the files below `number`. The caller has made a manifest durable that does not need them.
@@ -233,38 +179,15 @@ impl Wal {
     /// # Errors
     /// [`Error::Io`]; a file left behind is removed at the next open.
     pub(crate) fn remove_below(&self, number: u64) -> Result<(), Error> {
-        let old: Vec<u64> = {
-            let mut state = self.shared.state.lock();
-            let old = state.files.iter().map(|f| f.0).filter(|n| *n < number).collect();
-            state.files.retain(|f| f.0 >= number);
-            old
-        };
-        for n in old {
-            let path = self.shared.dir.join(file_name(n));
-            self.shared.disk.remove(&path).map_err(Error::io("remove", &path))?;
-        }
-        Ok(())
+        self.shared.files.remove_below(number)
     }
 
-    /// Makes the next file ready so that the log's thread need not; called by upkeep.
+    /// Makes the next file ready so that no writer need wait for it; called by upkeep.
     ///
     /// # Errors
     /// [`Error::DiskFull`] or [`Error::Io`]; the log itself is not harmed by it.
     pub(crate) fn prepare_spare(&self, pace: &Pace<'_>) -> Result<bool, Error> {
-        if !self.shared.state.lock().spare_wanted {
-            return Ok(false);
-        }
-        let mut slot = self.shared.spare.lock();
-        if slot.is_none() {
-            // A name of its own each: the log's thread may have taken the last spare and not yet renamed it.
-            let number = self.shared.state.lock().spare_made();
-            let path = self.shared.dir.join(format!("wal-spare-{number}.tmp"));
-            let _ = self.shared.disk.remove(&path);
-            let file = preallocated(&*self.shared.disk, &path, self.shared.file_bytes, pace)?;
-            *slot = Some(Spare { file, path });
-        }
-        self.shared.state.lock().spare_wanted = false;
-        Ok(true)
+        self.shared.files.prepare_spare(pace)
     }
 
     /// Writes what is queued, a mark, and ends the thread. Later submissions are refused.
@@ -272,12 +195,14 @@ impl Wal {
     /// # Errors
     /// [`Error::Poisoned`] if the log had failed.
     pub(crate) fn close(&self) -> Result<(), Error> {
-        self.shared.state.lock().closing = true;
-        self.shared.work.notify_one();
+        self.shared.queue.close();
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
         }
-        self.shared.state.lock().check_usable()
+        match self.shared.queue.poisoned() {
+            Some(cause) => Err(Refused::Poisoned(cause).into()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -288,231 +213,149 @@ impl Drop for Wal {
     }
 }
 
-impl State {
-    fn check_usable(&self) -> Result<(), Error> {
-        match &self.poisoned {
-            Some(cause) => Err(Error::Poisoned { cause: cause.clone() }),
-            None => Ok(()),
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Error {
+        match refused {
+            Refused::Full => Error::Busy { retry_after_ms: RETRY_AFTER_MS },
+            Refused::Closed => Error::Closed,
+            Refused::Poisoned(cause) => Error::Poisoned { cause: cause.to_string() },
         }
     }
 }
 
+/// What the log's thread knows of the file that it writes.
+struct Writing {
+    active: Active,
+    /// When the oldest write that is not synced was made.
+    unsynced: Option<Duration>,
+    /// Whether the last record is a mark, so that an idle log writes no second one.
+    marked: bool,
+}
+
 impl Shared {
-    fn run(&self, mut active: Active) {
+    fn new(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>, start: &WalStart) -> Shared {
+        let dir = start.dir.clone();
+        Shared {
+            queue: CommitQueue::new(start.last_lsn.0, QUEUE_BYTES),
+            files: Files::new(disk, dir, start.epoch, start.file_bytes, start.next_file),
+            clock,
+            level: start.level,
+        }
+    }
+
+    fn run(&self, active: Active) {
+        let writing = Writing { active, unsynced: None, marked: true };
+        if let Err(e) = self.commit(writing) {
+            tracing::error!(error = %e, "the log failed; nothing more is acknowledged");
+            self.queue.poison(&e.to_string());
+        }
+    }
+
+    /// Commits groups until the queue is closed and drained, or something fails.
+    fn commit(&self, mut writing: Writing) -> Result<(), Error> {
         loop {
-            let Some((group, last, durable)) = self.next_group() else { return };
-            match self.commit(&mut active, &group, durable) {
-                Ok(()) => {
-                    self.state.lock().durable = last;
-                    self.progress.notify_all();
+            if self.sync_is_due(&writing) {
+                self.sync(&mut writing)?;
+            }
+            match self.queue.next(GROUP_BYTES, self.patience(&writing)) {
+                Task::Group { items, last, durable } => {
+                    let count: usize = items.iter().map(|batch| batch.records.len()).sum();
+                    let first = Lsn(last + 1 - count as u64);
+                    self.write_group(&mut writing, items, first, Lsn(durable))?;
                 }
-                Err(e) => {
-                    tracing::error!(error = %e, "the log failed; nothing more is acknowledged");
-                    self.state.lock().poisoned = Some(e.to_string());
-                    self.progress.notify_all();
-                    return;
+                Task::Sync => self.sync(&mut writing)?,
+                Task::Idle if writing.unsynced.is_some() => self.sync(&mut writing)?,
+                Task::Idle => self.mark(&mut writing)?,
+                Task::Closed => {
+                    self.sync(&mut writing)?;
+                    return self.mark(&mut writing);
                 }
             }
         }
     }
 
-    /// Waits for work, which is a mark when the log falls idle or closes; `None` when closed and drained.
-    fn next_group(&self) -> Option<(Vec<Queued>, Lsn, Lsn)> {
-        let mut state = self.state.lock();
-        while state.queue.is_empty() {
-            match (state.closing, state.marked) {
-                (true, true) => return None,
-                (true, false) => state.queue_mark(),
-                (false, true) => self.work.wait(&mut state),
-                (false, false) => {
-                    let idle = self.work.wait_for(&mut state, IDLE_MARK).timed_out();
-                    if idle && state.queue.is_empty() {
-                        state.queue_mark();
-                    }
-                }
-            }
-        }
-        let mut group = Vec::new();
-        let mut size = 0;
-        let mut last = state.durable;
-        while let Some(next) = state.queue.front() {
-            if !group.is_empty() && size + next.bytes > GROUP_BYTES {
-                break;
-            }
-            size += next.bytes;
-            last = Lsn(next.first_lsn.0 + next.records.len() as u64 - 1);
-            group.extend(state.queue.pop_front());
-        }
-        state.queued_bytes -= size;
-        Some((group, last, state.durable))
+    /// What was written first and not synced waits no longer than its level says.
+    fn sync_is_due(&self, writing: &Writing) -> bool {
+        let since = writing.unsynced.filter(|_| self.level == Durability::Buffered);
+        since.is_some_and(|since| self.clock.now() >= since + BUFFERED_SYNC)
     }
 
-    /// Writes one group with one write and one sync, in a new file if this one is full.
-    fn commit(&self, active: &mut Active, group: &[Queued], durable: Lsn) -> Result<(), Error> {
-        let size: usize = group.iter().map(|q| q.bytes).sum();
-        if active.offset + size as u64 > active.capacity {
-            let first_lsn = group.first().map_or(durable, |q| q.first_lsn);
-            *active = self.open_next(first_lsn, size)?;
-        }
-        let mut out = Vec::with_capacity(size);
-        for batch in group {
-            put_batch(&mut out, active, batch.first_lsn, &batch.records, durable);
-        }
-        let write = || {
-            active.file.write_all_at(&out, active.offset)?;
-            active.file.sync_data()
+    /// How long to wait for a group before there is something else to do.
+    fn patience(&self, writing: &Writing) -> Option<Duration> {
+        let span = match (self.level, writing.unsynced) {
+            (Durability::Buffered, Some(since)) => {
+                (since + BUFFERED_SYNC).saturating_sub(self.clock.now())
+            }
+            // Only who asks for it, and the end, make a manual log sync, so there is nothing for a mark to tell.
+            (Durability::Manual, _) => return None,
+            _ if writing.marked => return None,
+            _ => IDLE_MARK,
         };
-        write().map_err(Error::io("write the log in", &self.dir))?;
-        active.offset += out.len() as u64;
-        if active.offset * 2 > active.capacity {
-            self.state.lock().spare_wanted = true;
+        self.clock.patience(span)
+    }
+
+    /// Writes one group with one write and one sync, or with one of each for each file that begins in it.
+    fn write_group(
+        &self,
+        writing: &mut Writing,
+        mut items: Vec<Submitted>,
+        first: Lsn,
+        durable: Lsn,
+    ) -> Result<(), Error> {
+        writing.marked = false;
+        let (mut from, mut lsn) = (0, first);
+        while from < items.len() {
+            if let Some(fresh) = items[from].fresh.take() {
+                // A file that another follows must be whole: a hole in it is damage.
+                self.sync_file(&writing.active)?;
+                writing.active = self.files.begin(fresh, lsn)?;
+            }
+            let rest = items[from + 1..].iter();
+            let to = from + 1 + rest.take_while(|batch| batch.fresh.is_none()).count();
+            let run = &items[from..to];
+            records::write(&mut writing.active, run.iter().map(|b| &b.records), lsn, durable)
+                .map_err(Error::io("write the log in", self.files.dir()))?;
+            lsn = Lsn(lsn.0 + run.iter().map(|b| b.records.len() as u64).sum::<u64>());
+            from = to;
+        }
+        if self.level == Durability::Sync {
+            self.sync_file(&writing.active)?;
+            self.queue.committed();
+        } else {
+            self.queue.written();
+            writing.unsynced.get_or_insert_with(|| self.clock.now());
         }
         Ok(())
     }
 
-    /// Makes the next log file, from the spare if one is ready and large enough.
-    fn open_next(&self, first_lsn: Lsn, size: usize) -> Result<Active, Error> {
-        let number = self.state.lock().next_file;
-        let needed = FILE_HEADER_BYTES + size;
-        let spare = self.spare.lock().take();
-        let (file, tmp, capacity) = match spare {
-            Some(spare) if needed <= self.file_bytes => (spare.file, spare.path, self.file_bytes),
-            unfit => {
-                *self.spare.lock() = unfit;
-                let tmp = self.dir.join(format!("{}.tmp", file_name(number)));
-                let _ = self.disk.remove(&tmp);
-                let capacity = needed.next_multiple_of(4096).max(self.file_bytes);
-                (preallocated(&*self.disk, &tmp, capacity, &Pace::unpaced())?, tmp, capacity)
-            }
-        };
-        let salt = new_salt(&*self.disk);
-        let header = FileHeader { salt, number, epoch: self.epoch, first_lsn };
-        publish(&*self.disk, &*file, &tmp, &self.dir, &header)?;
-        let mut state = self.state.lock();
-        state.files.push((number, first_lsn));
-        state.next_file = number + 1;
-        let offset = FILE_HEADER_BYTES as u64;
-        Ok(Active { file, salt, offset, capacity: capacity as u64 })
-    }
-}
-
-impl State {
-    /// The number of the next spare file.
-    fn spare_made(&mut self) -> u64 {
-        self.spares += 1;
-        self.spares
+    fn sync_file(&self, active: &Active) -> Result<(), Error> {
+        active.file.sync_data().map_err(Error::io("sync the log in", self.files.dir()))
     }
 
-    fn queue_mark(&mut self) {
-        self.last_lsn = Lsn(self.last_lsn.0 + 1);
-        self.marked = true;
-        let bytes = record_bytes(0);
-        self.queued_bytes += bytes;
-        let records = vec![(KIND_MARK, Vec::new())];
-        self.queue.push_back(Queued { first_lsn: self.last_lsn, records, bytes });
-    }
-}
-
-/// Appends the records of one batch as they will stand behind `out` in the file.
-fn put_batch(
-    out: &mut Vec<u8>,
-    active: &Active,
-    first_lsn: Lsn,
-    records: &[(u16, Vec<u8>)],
-    durable_lsn: Lsn,
-) {
-    for (i, (kind, payload)) in records.iter().enumerate() {
-        let mut flags = 0;
-        if i == 0 {
-            flags |= FLAG_FIRST;
+    /// Syncs what is written.
+    fn sync(&self, writing: &mut Writing) -> Result<(), Error> {
+        if writing.unsynced.take().is_some() {
+            self.sync_file(&writing.active)?;
+            self.queue.synced();
         }
-        if i + 1 == records.len() {
-            flags |= FLAG_LAST;
+        Ok(())
+    }
+
+    /// Writes a mark and syncs it: what is before it is known to be synced.
+    fn mark(&self, writing: &mut Writing) -> Result<(), Error> {
+        if writing.marked {
+            return Ok(());
         }
-        let lsn = Lsn(first_lsn.0 + i as u64);
-        let header = RecordHeader { lsn, kind: *kind, flags, durable_lsn };
-        let offset = active.offset + out.len() as u64;
-        put_record(out, active.salt, offset, header, payload);
+        let durable = Lsn(self.queue.durable());
+        let Some(number) = self.queue.own_number() else { return Ok(()) };
+        let mark = vec![(KIND_MARK, Vec::new())];
+        records::write(&mut writing.active, [&mark], Lsn(number), durable)
+            .map_err(Error::io("write the log in", self.files.dir()))?;
+        self.sync_file(&writing.active)?;
+        self.queue.committed();
+        writing.marked = true;
+        Ok(())
     }
 }
 
-/// A new file of `len` written and synced zeros, so that later writes need no allocation.
-fn preallocated(
-    disk: &dyn Disk,
-    path: &Path,
-    len: usize,
-    pace: &Pace<'_>,
-) -> Result<Box<dyn DiskFile>, Error> {
-    let file = disk.create(path).map_err(Error::io("create", path))?;
-    let mut at = 0;
-    while at < len {
-        let part = ZEROS.len().min(len - at);
-        file.write_all_at(&ZEROS[..part], at as u64).map_err(Error::io("preallocate", path))?;
-        at += part;
-        pace.worked(part);
-    }
-    file.sync().map_err(Error::io("sync", path))?;
-    Ok(file)
-}
-
-/// Gives a preallocated file its header and its name, durably.
-fn publish(
-    disk: &dyn Disk,
-    file: &dyn DiskFile,
-    tmp: &Path,
-    dir: &Path,
-    header: &FileHeader,
-) -> Result<(), Error> {
-    let path = dir.join(file_name(header.number));
-    file.write_all_at(&header.encode(), 0).map_err(Error::io("write", &path))?;
-    file.sync().map_err(Error::io("sync", &path))?;
-    disk.rename(tmp, &path).map_err(Error::io("rename", &path))?;
-    disk.sync_dir(dir).map_err(Error::io("sync", dir))
-}
-
-fn new_salt(disk: &dyn Disk) -> u32 {
-    let [a, b, c, d, ..] = disk.random();
-    u32::from_le_bytes([a, b, c, d])
-}
-
-/// Writes the batches that survived a stop into a new log file, so that nothing torn is ever appended to.
-/// The LSNs of the batches are kept; the log goes on behind the last.
-///
-/// # Errors
-/// [`Error::DiskFull`] or [`Error::Io`]; the old files are untouched.
-pub(crate) fn rewrite_tail(
-    disk: &dyn Disk,
-    dir: &Path,
-    (epoch, number): (u64, u64),
-    batches: &[Batch],
-) -> Result<(), Error> {
-    let Some((first, last)) = batches.first().zip(batches.last()) else { return Ok(()) };
-    let first_lsn = Lsn(first.last_lsn.0 + 1 - first.records.len() as u64);
-    let size: usize =
-        batches.iter().flat_map(|b| &b.records).map(|(_, p)| record_bytes(p.len())).sum();
-    // Marks between the batches are gone; one in the place of each gap keeps the LSNs dense.
-    let gaps = (last.last_lsn.0 + 1 - first_lsn.0) as usize
-        - batches.iter().map(|b| b.records.len()).sum::<usize>();
-    let capacity = (FILE_HEADER_BYTES + size + gaps * record_bytes(0)).next_multiple_of(4096);
-    let tmp = dir.join(format!("{}.tmp", file_name(number)));
-    let _ = disk.remove(&tmp);
-    let file = preallocated(disk, &tmp, capacity, &Pace::unpaced())?;
-    let salt = new_salt(disk);
-    let offset = FILE_HEADER_BYTES as u64;
-    let mut active = Active { file, salt, offset, capacity: capacity as u64 };
-    let mut next = first_lsn;
-    for batch in batches {
-        let start = Lsn(batch.last_lsn.0 + 1 - batch.records.len() as u64);
-        let mut out = Vec::new();
-        while next < start {
-            put_batch(&mut out, &active, next, &[(KIND_MARK, Vec::new())], last.last_lsn);
-            next = Lsn(next.0 + 1);
-        }
-        put_batch(&mut out, &active, start, &batch.records, last.last_lsn);
-        next = Lsn(batch.last_lsn.0 + 1);
-        active.file.write_all_at(&out, active.offset).map_err(Error::io("write", &tmp))?;
-        active.offset += out.len() as u64;
-    }
-    let header = FileHeader { salt, number, epoch, first_lsn };
-    publish(disk, &*active.file, &tmp, dir, &header)
-}
+const BUFFERED_SYNC: Duration = Duration::from_millis(BUFFERED_SYNC_MS);

@@ -9,11 +9,11 @@ mod rewrite;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::Store;
+use super::{Access, Store};
 use crate::error::Error;
 use crate::manifest::{self, GraphEntry, Manifest, SegmentEntry, SpaceEntry};
 use crate::pace::Pace;
@@ -90,7 +90,9 @@ impl Store {
     /// the next call tries again.
     pub fn work(&self, budget: Duration, pace: &Pace<'_>) -> Result<Option<Job>, Error> {
         self.check_open()?;
-        let until = Instant::now() + budget;
+        if self.access == Access::Read {
+            return Ok(self.build_for(budget).then_some(Job::Graph));
+        }
         let mut manifest = self.upkeep.lock();
         pace.begin(Job::SpareLog);
         if self.wal.prepare_spare(pace)? {
@@ -106,7 +108,7 @@ impl Store {
             self.rewrite(&mut manifest, &parts, pace)?;
             return Ok(Some(Job::Merge));
         }
-        if self.build_until(until) {
+        if self.build_for(budget) {
             return Ok(Some(Job::Graph));
         }
         let grown = |space: &Space, saved: u32| {
@@ -117,15 +119,16 @@ impl Store {
         Ok(self.save_graphs(&mut manifest, &grown, pace)?.then_some(Job::Checkpoint))
     }
 
-    /// Builds graphs until `until`; `true` if there is more to build.
-    fn build_until(&self, until: Instant) -> bool {
+    /// Builds graphs for about `budget`; `true` if there is more to build.
+    fn build_for(&self, budget: Duration) -> bool {
+        let until = self.clock.now() + budget;
         loop {
             let next = {
                 let unbuilt = self.unbuilt.lock();
                 unbuilt.iter().next().map(|(id, space)| (*id, space.upgrade()))
             };
             let Some((id, space)) = next else { return false };
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_sub(self.clock.now());
             if left.is_zero() {
                 return true;
             }
@@ -150,7 +153,7 @@ impl Store {
     /// # Errors
     /// Those of [`Store::maintain`]; the former segments stay in use then.
     pub fn compact(&self) -> Result<CompactReport, Error> {
-        self.check_open()?;
+        self.check_writable()?;
         let mut manifest = self.upkeep.lock();
         let sealed = |m: &Manifest| m.segments.iter().map(|s| s.len).sum::<u64>();
         let before = (manifest.segments.len() as u64, sealed(&manifest));

@@ -1,0 +1,48 @@
+//! Writing what survived a stop into a new file, so that nothing torn is ever appended to.
+//!
+//! Invariant: the batches keep their LSNs, dense from the first; the old files are untouched. Knows nothing of manifests.
+
+use std::path::Path;
+
+use super::files::{Active, new_salt, preallocate, publish};
+use super::format::{FILE_HEADER_BYTES, FileHeader, KIND_MARK, file_name, record_bytes};
+use super::reader::Batch;
+use super::records;
+use crate::disk::Disk;
+use crate::error::Error;
+use crate::pace::Pace;
+use crate::types::Lsn;
+
+/// Writes `batches` into log file `number` of `epoch`; nothing, if there are none. The log goes on behind the last.
+///
+/// # Errors
+/// [`Error::DiskFull`] or [`Error::Io`]; the old files are untouched.
+pub(crate) fn rewrite_tail(
+    disk: &dyn Disk,
+    dir: &Path,
+    (epoch, number): (u64, u64),
+    batches: &[Batch],
+) -> Result<(), Error> {
+    let Some((first, last)) = batches.first().zip(batches.last()) else { return Ok(()) };
+    let first_lsn = Lsn(first.last_lsn.0 + 1 - first.records.len() as u64);
+    let size: usize = batches.iter().map(|b| records::bytes_of(&b.records)).sum();
+    // Marks between the batches are gone; one in the place of each gap keeps the LSNs dense.
+    let gaps = (last.last_lsn.0 + 1 - first_lsn.0) as usize
+        - batches.iter().map(|b| b.records.len()).sum::<usize>();
+    let len = (FILE_HEADER_BYTES + size + gaps * record_bytes(0)).next_multiple_of(4096);
+    let tmp = dir.join(format!("{}.tmp", file_name(number)));
+    let file = preallocate(disk, &tmp, len as u64, &Pace::unpaced())?;
+    let salt = new_salt(disk);
+    let mut active = Active { file, salt, offset: FILE_HEADER_BYTES as u64 };
+    let mark = vec![(KIND_MARK, Vec::new())];
+    let mut next = first_lsn;
+    for batch in batches {
+        let start = Lsn(batch.last_lsn.0 + 1 - batch.records.len() as u64);
+        let marks = std::iter::repeat_n(&mark, (start.0 - next.0) as usize);
+        let run = marks.chain([&batch.records]);
+        records::write(&mut active, run, next, last.last_lsn).map_err(Error::io("write", &tmp))?;
+        next = Lsn(batch.last_lsn.0 + 1);
+    }
+    let header = FileHeader { salt, number, epoch, first_lsn };
+    publish(disk, &*active.file, &tmp, dir, &header)
+}
