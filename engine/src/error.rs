@@ -158,7 +158,9 @@ pub enum Error {
     #[error("the store is closed")]
     Closed,
     /// The store was opened for reading.
-    #[error("the store is open for reading only; nothing was changed. Start without --read-only to write")]
+    #[error(
+        "the store is open for reading only; nothing was changed. Start without --read-only to write"
+    )]
     ReadOnly,
     /// A store that was not closed cleanly cannot be read as it is.
     #[error(
@@ -169,7 +171,9 @@ pub enum Error {
         dir: PathBuf,
     },
     /// There is no store where one is to be read.
-    #[error("there is no store in {dir}: name a folder with a manifest, or open it for writing to make one")]
+    #[error(
+        "there is no store in {dir}: name a folder with a manifest, or open it for writing to make one"
+    )]
     NoStore {
         /// The folder.
         dir: PathBuf,

@@ -4,16 +4,15 @@
 //! is published before a cell points into it, and withdrawn only after no cell does. Readers take no lock.
 //! Knows nothing of spaces.
 
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use arc_swap::ArcSwap;
-
 use crate::error::Error;
 use crate::record::RecordRef;
 use crate::segment::Segment;
-use crate::sync::AppendVec;
+use crate::sync::{AppendVec, Swapped};
 
 /// Number of a part; segments keep the number as their file name.
 pub(crate) type PartNo = u32;
@@ -190,17 +189,17 @@ impl PartSet {
 
 /// The parts of a store; swapped whole, so a reader sees one consistent set.
 #[derive(Debug)]
-pub(crate) struct Parts(ArcSwap<PartSet>);
+pub(crate) struct Parts(Swapped<PartSet>);
 
 impl Parts {
     pub(crate) fn new(segments: Vec<Arc<Segment>>, head: Arc<Head>) -> Parts {
         let mut parts: Vec<Part> = segments.into_iter().map(Part::Segment).collect();
         parts.push(Part::Head(Arc::clone(&head)));
         parts.sort_by_key(Part::number);
-        Parts(ArcSwap::from_pointee(PartSet { parts, head }))
+        Parts(Swapped::new(PartSet { parts, head }))
     }
 
-    pub(crate) fn now(&self) -> arc_swap::Guard<Arc<PartSet>> {
+    pub(crate) fn now(&self) -> impl Deref<Target = PartSet> {
         self.0.load()
     }
 
@@ -210,7 +209,7 @@ impl Parts {
         next.parts.push(Part::Head(Arc::clone(&head)));
         next.parts.sort_by_key(Part::number);
         next.head = head;
-        self.0.store(Arc::new(next));
+        self.0.store(next);
     }
 
     /// Adds a segment. The caller is the only one to swap.
@@ -218,14 +217,14 @@ impl Parts {
         let mut next = PartSet::clone(&self.0.load());
         next.parts.push(Part::Segment(segment));
         next.parts.sort_by_key(Part::number);
-        self.0.store(Arc::new(next));
+        self.0.store(next);
     }
 
     /// Withdraws parts that no live cell points into. The caller is the only one to swap.
     pub(crate) fn withdraw(&self, gone: &[PartNo]) {
         let mut next = PartSet::clone(&self.0.load());
         next.parts.retain(|p| !gone.contains(&p.number()));
-        self.0.store(Arc::new(next));
+        self.0.store(next);
     }
 
     /// Resolves what `load` reads from a cell and hands the part to `use_it`. A part that was withdrawn meanwhile means
@@ -235,17 +234,15 @@ impl Parts {
         load: impl Fn() -> Loc,
         use_it: impl FnOnce(&Part, Loc) -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
-        let mut loc = load();
-        loop {
-            let set = self.0.load();
-            if let Some(part) = set.get(loc.part()) {
-                return use_it(part, loc).map(Some);
-            }
-            let again = load();
-            if again == loc {
-                return Ok(None);
-            }
-            loc = again;
-        }
+        let mut use_it = Some(use_it);
+        let found = self.0.find(
+            || load().bits(),
+            |set, bits| {
+                let loc = Loc::from_bits(bits);
+                let part = set.get(loc.part())?;
+                use_it.take().map(|use_it| use_it(part, loc))
+            },
+        );
+        found.transpose()
     }
 }

@@ -14,7 +14,7 @@ use crate::index::{VectorIndex, VectorNo};
 use crate::op::{NewRecord, Rows};
 use crate::parts::{Head, Loc, Parts};
 use crate::record::RecordRef;
-use crate::sync::AppendVec;
+use crate::sync::{AppendVec, Place};
 use crate::types::{Seq, SpaceId, SpaceName};
 
 /// A memory's number in its space, dense, in the order of `seq`. Lives as long as the process.
@@ -39,8 +39,7 @@ pub(crate) struct RecordCell {
     pub(crate) has_meta: bool,
     /// Set once, `Release`; a reader that sees it (`Acquire`) does not return the memory.
     dead: AtomicBool,
-    /// Where the record lies. Stored `Release` after its part was published, loaded `Acquire`.
-    loc: AtomicU64,
+    loc: Place,
     /// First of its vectors; stored before `vectors`.
     first_vector: AtomicU32,
     /// How many vectors it has; 0 while it waits for them. Stored `Release` last, loaded `Acquire`.
@@ -53,11 +52,11 @@ impl RecordCell {
     }
 
     pub(crate) fn loc(&self) -> Loc {
-        Loc::from_bits(self.loc.load(Ordering::Acquire))
+        Loc::from_bits(self.loc.load())
     }
 
     pub(crate) fn set_loc(&self, loc: Loc) {
-        self.loc.store(loc.bits(), Ordering::Release);
+        self.loc.store(loc.bits());
     }
 
     /// The numbers of its vectors; empty while it waits for them.
@@ -72,11 +71,11 @@ impl RecordCell {
     }
 }
 
-/// One vector: whose it is and where its f32 row lies. The location follows the rules of [`RecordCell`].
+/// One vector: whose it is and where its f32 row lies.
 #[derive(Debug)]
 pub(crate) struct VectorCell {
     record: u32,
-    loc: AtomicU64,
+    loc: Place,
 }
 
 impl VectorCell {
@@ -85,11 +84,11 @@ impl VectorCell {
     }
 
     pub(crate) fn loc(&self) -> Loc {
-        Loc::from_bits(self.loc.load(Ordering::Acquire))
+        Loc::from_bits(self.loc.load())
     }
 
     pub(crate) fn set_loc(&self, loc: Loc) {
-        self.loc.store(loc.bits(), Ordering::Release);
+        self.loc.store(loc.bits());
     }
 }
 
@@ -164,7 +163,7 @@ impl Space {
             len: placed.len,
             has_meta: r.meta.is_some(),
             dead: AtomicBool::new(false),
-            loc: AtomicU64::new(placed.loc.bits()),
+            loc: Place::new(placed.loc.bits()),
             first_vector: AtomicU32::new(0),
             vectors: AtomicU32::new(0),
         };
@@ -215,7 +214,7 @@ impl Space {
     /// Appends one vector to column and index. Its memory is searchable after [`Space::attach`].
     pub(crate) fn push_vector(&self, record: Option<RecordNo>, loc: Loc, row: &[f32]) {
         let record = record.map_or(ORPHAN, |r| r.0);
-        let at = self.vectors.push(VectorCell { record, loc: AtomicU64::new(loc.bits()) });
+        let at = self.vectors.push(VectorCell { record, loc: Place::new(loc.bits()) });
         let no = self.index.push(row);
         debug_assert_eq!(no, VectorNo(at), "column and index grow together");
     }
@@ -223,7 +222,7 @@ impl Space {
     /// Appends a vector's column entry only: the index was loaded with it.
     pub(crate) fn push_loaded_vector(&self, record: Option<RecordNo>, loc: Loc) {
         let record = record.map_or(ORPHAN, |r| r.0);
-        self.vectors.push(VectorCell { record, loc: AtomicU64::new(loc.bits()) });
+        self.vectors.push(VectorCell { record, loc: Place::new(loc.bits()) });
     }
 
     /// Declares the vectors `first..first + count` to be the record's: it is searchable now.

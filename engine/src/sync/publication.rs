@@ -13,6 +13,8 @@ pub trait Publication: sealed::Sealed + Send + Sync + 'static {
     const LOAD: Ordering;
     /// Whether who may sleep until a store is woken after it.
     const WAKES: bool = true;
+    /// Whether who was woken looks again for what it waits for.
+    const CHECKS: bool = true;
 }
 
 /// The only sound pair: what happened before the store is seen by whoever sees the store.
@@ -58,6 +60,18 @@ impl Publication for SilentMutant {
     const WAKES: bool = false;
 }
 
+/// Takes every wake-up for the one that it waits for: every model in which somebody sleeps must fail with it.
+#[cfg(loom)]
+#[derive(Debug, Clone, Copy)]
+pub struct UncheckedMutant;
+
+#[cfg(loom)]
+impl Publication for UncheckedMutant {
+    const STORE: Ordering = Ordering::Release;
+    const LOAD: Ordering = Ordering::Acquire;
+    const CHECKS: bool = false;
+}
+
 mod sealed {
     /// Keeps unsound orderings out of other crates.
     pub trait Sealed {}
@@ -68,4 +82,6 @@ mod sealed {
     impl Sealed for super::RelaxedLoadMutant {}
     #[cfg(loom)]
     impl Sealed for super::SilentMutant {}
+    #[cfg(loom)]
+    impl Sealed for super::UncheckedMutant {}
 }
