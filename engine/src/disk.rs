@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::map::Map;
@@ -194,22 +194,39 @@ fn held(taken: Result<(), TryLockError>, file: File) -> io::Result<Option<Lock>>
 
 /// Writes `bytes` as `dir/name` so that a crash leaves the old file, the new one, or none, never a part:
 /// a temporary file, synced, renamed, and the folder synced.
+///
+/// # Errors
+/// What failed, and in which half: after [`Halfway::Written`] nothing has changed but a temporary file, after
+/// [`Halfway::Named`] it is unknown which file a crash would leave.
 pub(crate) fn write_durably(
     disk: &dyn Disk,
     dir: &Path,
     name: &str,
     bytes: &[u8],
     pace: &Pace<'_>,
-) -> io::Result<PathBuf> {
+) -> Result<(), (Halfway, io::Error)> {
     let tmp = dir.join(format!("{name}.tmp"));
-    let path = dir.join(name);
-    let _ = disk.remove(&tmp);
-    let file = disk.create(&tmp)?;
-    for (at, part) in pace.parts(bytes) {
-        write_all_at(&*file, part, at)?;
-    }
-    file.sync()?;
-    disk.rename(&tmp, &path)?;
-    disk.sync_dir(dir)?;
-    Ok(path)
+    let write = || {
+        let _ = disk.remove(&tmp);
+        let file = disk.create(&tmp)?;
+        for (at, part) in pace.parts(bytes) {
+            write_all_at(&*file, part, at)?;
+        }
+        file.sync()
+    };
+    write().map_err(|e| (Halfway::Written, e))?;
+    let install = || {
+        disk.rename(&tmp, &dir.join(name))?;
+        disk.sync_dir(dir)
+    };
+    install().map_err(|e| (Halfway::Named, e))
+}
+
+/// Where [`write_durably`] stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Halfway {
+    /// Writing the temporary file failed.
+    Written,
+    /// Giving it its name failed.
+    Named,
 }

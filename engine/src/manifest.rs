@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Reader;
-use crate::disk::{Disk, write_durably};
+use crate::disk::{Disk, Halfway, write_durably};
 use crate::error::Error;
 use crate::pace::Pace;
 
@@ -81,7 +81,8 @@ impl Manifest {
     /// Writes this generation durably.
     ///
     /// # Errors
-    /// [`Error::DiskFull`] or [`Error::Io`]; the former generation stays valid.
+    /// [`Error::DiskFull`] or [`Error::Io`]: the former generation stays valid. [`Error::Poisoned`]: it is unknown which of the
+    /// two a start would find, so nothing that rests on either may go on.
     pub(crate) fn write(&self, disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
         let name = file_name(self.generation);
         let json = serde_json::to_vec(self).map_err(|e| {
@@ -95,9 +96,13 @@ impl Manifest {
         let crc = crc32c::crc32c_append(crc32c::crc32c(&out), &json);
         out.extend_from_slice(&crc.to_le_bytes());
         out.extend_from_slice(&json);
-        write_durably(disk, dir, &name, &out, &Pace::unpaced())
-            .map(drop)
-            .map_err(Error::io("write", dir.join(name)))
+        write_durably(disk, dir, &name, &out, &Pace::unpaced()).map_err(|(halfway, e)| {
+            let error = Error::io("write", dir.join(&name))(e);
+            match halfway {
+                Halfway::Written => error,
+                Halfway::Named => Error::Poisoned { cause: error.to_string() },
+            }
+        })
     }
 
     /// Reads the newest manifest of `generations` (ascending).

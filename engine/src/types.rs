@@ -110,6 +110,10 @@ pub enum OnConflict {
     Skip,
     /// Put the new memory in its place, at the end of the order.
     Replace,
+    /// Take the request for one that may have been done before: where one of its items is there, nothing is added and all are
+    /// answered [`AddStatus::Skipped`]; an item that is there must have the same text, role, session and meta, else the request
+    /// is refused as with [`OnConflict::Error`].
+    Repeat,
 }
 
 /// What became of one added item.
@@ -131,7 +135,7 @@ pub struct AddedItem {
     pub id: String,
     /// What was done.
     pub status: AddStatus,
-    /// The memory's place in the order.
+    /// The memory's place in the order; 0 for one that was added by an earlier [`OnConflict::Repeat`] and deleted since.
     pub seq: Seq,
     /// Whether it waits for vectors.
     pub needs_vectors: bool,

@@ -119,6 +119,12 @@ impl Store {
         Ok(stats(&*self.space(name)?))
     }
 
+    /// Calls `tell` with the cause, from the log's thread, when the log fails; at once if it has. Nothing is acknowledged after
+    /// that, and the process should end: the next start recovers what is on disk. Only the last that was given is called.
+    pub fn on_failure(&self, tell: impl FnOnce(String) + Send + 'static) {
+        self.wal.on_failure(Box::new(tell));
+    }
+
     /// Figures of the store. Waits for no upkeep job.
     pub fn status(&self) -> StoreStatus {
         let parts = self.parts.now();

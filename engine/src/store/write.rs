@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use parking_lot::MutexGuard;
 
-use super::Store;
+use super::{Access, Store};
 use crate::error::Error;
 use crate::op::{NewRecord, Op, Rows};
 use crate::parts::Head;
@@ -84,6 +84,11 @@ impl Store {
         on_conflict: OnConflict,
         create: Option<Op>,
     ) -> Result<(Lsn, Added), Error> {
+        if on_conflict == OnConflict::Repeat
+            && let Some(items) = self.done_before(space, items)?
+        {
+            return Ok((self.wal.last_lsn(), Added { items, seq: space.last_seq() }));
+        }
         let mut change =
             Change { removed: Vec::new(), added: Vec::new(), last_seq: space.last_seq() };
         let mut out = Vec::with_capacity(items.len());
@@ -92,7 +97,9 @@ impl Store {
             let old = space.by_id(id).and_then(|no| space.record(no).map(|c| (no, c)));
             let status = match (old, on_conflict) {
                 (None, _) => AddStatus::Added,
-                (Some(_), OnConflict::Error) => return Err(Error::Conflict { id: id.clone() }),
+                (Some(_), OnConflict::Error | OnConflict::Repeat) => {
+                    return Err(Error::Conflict { id: id.clone() });
+                }
                 (Some(_), OnConflict::Skip) => AddStatus::Skipped,
                 (Some(_), OnConflict::Replace) => AddStatus::Replaced,
             };
@@ -111,6 +118,31 @@ impl Store {
         drop(writer);
         self.note_work(space);
         Ok((lsn, Added { items: out, seq }))
+    }
+
+    /// The answer to a request that was done before, as at least one of its items tells; `None` if it was not.
+    fn done_before(&self, space: &Space, items: &[Valid]) -> Result<Option<Vec<AddedItem>>, Error> {
+        let mut out = Vec::with_capacity(items.len());
+        for Valid { memory, .. } in items {
+            let id = memory.id.clone();
+            let found = match space.by_id(&id) {
+                Some(no) => space.with_record(&self.parts, no, |cell, r| {
+                    let same = r.text == memory.text
+                        && r.role == memory.role.as_deref()
+                        && r.session == memory.session.as_deref()
+                        && r.meta == memory.meta.as_deref();
+                    same.then(|| (cell.seq, !cell.is_searchable()))
+                })?,
+                None => None,
+            };
+            let (seq, needs_vectors) = match found {
+                Some(Some(as_asked)) => as_asked,
+                Some(None) => return Err(Error::Conflict { id }),
+                None => (Seq(0), false),
+            };
+            out.push(AddedItem { id, status: AddStatus::Skipped, seq, needs_vectors });
+        }
+        Ok(out.iter().any(|item| item.seq > Seq(0)).then_some(out))
     }
 
     /// Submits a change and applies it. The caller waits for the LSN.
@@ -345,7 +377,11 @@ impl Store {
 
     /// Up to `limit` memories without vectors: the oldest of each space in turn, so that no space waits for another's
     /// backlog.
+    /// None in a store that is open for reading: nothing could be given to them.
     pub fn pending(&self, limit: usize) -> Vec<(SpaceName, Seq)> {
+        if self.access == Access::Read {
+            return Vec::new();
+        }
         let mut spaces = Vec::new();
         self.waiting.lock().retain(|_, space| {
             let space = space.upgrade().filter(|space| space.pending_len() > 0);

@@ -51,7 +51,7 @@ pub enum Task<T> {
     Sync,
     /// Nothing came for as long as was asked.
     Idle,
-    /// Nothing is left, and nothing more will come.
+    /// Nothing is left, and nothing more will come; or the queue was poisoned.
     Closed,
 }
 
@@ -186,6 +186,9 @@ impl<T, P: Publication> CommitQueue<T, P> {
     pub fn next(&self, budget_bytes: usize, patience: Option<Duration>) -> Task<T> {
         let mut state = self.state.lock();
         loop {
+            if state.poisoned.is_some() {
+                return Task::Closed;
+            }
             // Before what is queued, so that a sync is had although there is always something.
             if state.sync_wanted > state.durable && state.written >= state.sync_wanted {
                 return Task::Sync;
@@ -222,10 +225,11 @@ impl<T, P: Publication> CommitQueue<T, P> {
         Task::Group { items, last: state.taken, durable: state.durable }
     }
 
-    /// A number for something of the committer's own, which it then ends as a group; `None` if something is queued.
+    /// A number for something of the committer's own, which it then ends as a group; `None` if something is queued, or the queue
+    /// is poisoned.
     pub fn own_number(&self) -> Option<u64> {
         let mut state = self.state.lock();
-        if !state.queue.is_empty() {
+        if !state.queue.is_empty() || state.poisoned.is_some() {
             return None;
         }
         state.last += 1;
@@ -237,16 +241,20 @@ impl<T, P: Publication> CommitQueue<T, P> {
     /// The group taken last is written.
     pub fn written(&self) {
         let mut state = self.state.lock();
-        state.written = state.taken;
-        self.end_group(&state);
+        if state.poisoned.is_none() {
+            state.written = state.taken;
+            self.end_group(&state);
+        }
     }
 
     /// The group taken last is written, and everything up to it is synced.
     pub fn committed(&self) {
         let mut state = self.state.lock();
-        state.written = state.taken;
-        state.durable = state.taken;
-        self.end_group(&state);
+        if state.poisoned.is_none() {
+            state.written = state.taken;
+            state.durable = state.taken;
+            self.end_group(&state);
+        }
     }
 
     fn end_group(&self, state: &State<T>) {
@@ -258,15 +266,19 @@ impl<T, P: Publication> CommitQueue<T, P> {
     /// All that is written is synced.
     pub fn synced(&self) {
         let mut state = self.state.lock();
-        state.durable = state.written;
-        self.wake_all();
+        if state.poisoned.is_none() {
+            state.durable = state.written;
+            self.wake_all();
+        }
     }
 
-    /// The committer failed and does nothing more: whoever waits is told so, and whoever comes.
+    /// Nothing more is committed: whoever waits is told so, and whoever comes. The committer, if it was not the one to fail, is told
+    /// that the queue is closed.
     pub fn poison(&self, cause: &str) {
         let mut state = self.state.lock();
         state.poisoned.get_or_insert_with(|| Arc::from(cause));
         self.wake_all();
+        self.wake_committer();
     }
 
     /// Takes nothing more in; what is queued is still committed.

@@ -48,7 +48,6 @@ pub(crate) struct WalStart {
 }
 
 /// The log; shared by all writers of a store.
-#[derive(Debug)]
 pub(crate) struct Wal {
     shared: Arc<Shared>,
     /// The last operation before this log was started.
@@ -56,13 +55,17 @@ pub(crate) struct Wal {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-#[derive(Debug)]
 struct Shared {
     queue: CommitQueue<Submitted>,
     files: Files,
     clock: Arc<dyn Clock>,
     level: Durability,
+    /// Who is to be told of a failure.
+    tell: Mutex<Option<Tell>>,
 }
+
+/// What is called with the cause of a failure.
+type Tell = Box<dyn FnOnce(String) + Send>;
 
 /// One batch, its records in order.
 #[derive(Debug)]
@@ -164,6 +167,17 @@ impl Wal {
         self.shared.queue.poisoned().map(|cause| cause.to_string())
     }
 
+    /// Ends the log: something else that it rests on failed in a way that leaves the outcome unknown.
+    pub(crate) fn poison(&self, cause: &str) {
+        self.shared.fail(cause);
+    }
+
+    /// Calls `tell` when the log fails; at once if it has.
+    pub(crate) fn on_failure(&self, tell: Tell) {
+        *self.shared.tell.lock() = Some(tell);
+        self.shared.tell_if_failed();
+    }
+
     /// Number of the first file that is needed when everything up to `checkpoint` is in segments.
     pub(crate) fn first_needed(&self, checkpoint: Lsn) -> u64 {
         self.shared.files.first_needed(checkpoint)
@@ -206,6 +220,12 @@ impl Wal {
     }
 }
 
+impl std::fmt::Debug for Wal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wal").field("files", &self.shared.files).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Wal {
     fn drop(&mut self) {
         // Errors were reported to whoever waited for them.
@@ -240,14 +260,28 @@ impl Shared {
             files: Files::new(disk, dir, start.epoch, start.file_bytes, start.next_file),
             clock,
             level: start.level,
+            tell: Mutex::new(None),
         }
     }
 
     fn run(&self, active: Active) {
         let writing = Writing { active, unsynced: None, marked: true };
         if let Err(e) = self.commit(writing) {
-            tracing::error!(error = %e, "the log failed; nothing more is acknowledged");
-            self.queue.poison(&e.to_string());
+            self.fail(&e.to_string());
+        }
+    }
+
+    fn fail(&self, cause: &str) {
+        tracing::error!(cause, "the log failed; nothing more is acknowledged");
+        self.queue.poison(cause);
+        self.tell_if_failed();
+    }
+
+    fn tell_if_failed(&self) {
+        if let Some(cause) = self.queue.poisoned()
+            && let Some(tell) = self.tell.lock().take()
+        {
+            tell(cause.to_string());
         }
     }
 

@@ -1,6 +1,6 @@
-//! `status`, `metrics`, `verify`, `compact`, `snapshot`, `shutdown` and `space`.
+//! `status`, `metrics`, `verify`, `compact`, `sync`, `snapshot`, `shutdown` and `space`.
 //!
-//! Keeps: the first six speak to a daemon that runs and never start one. Reports are shown as the daemon gives
+//! Keeps: all but the last speak to a daemon that runs and never start one. Reports are shown as the daemon gives
 //! them, so they may grow without this module knowing.
 
 use std::time::{Duration, Instant};
@@ -70,6 +70,13 @@ pub fn verify(context: &Context) -> Result<Exit, CliError> {
         }
     })?;
     Ok(if problems.is_empty() { Exit::Ok } else { Exit::Corrupt })
+}
+
+/// `flashbulb sync`
+pub fn sync(context: &Context) -> Result<Exit, CliError> {
+    let report: Value = context.running()?.call("admin.sync", json!({}), CALL_TIMEOUT)?;
+    context.out.print(&report, |out| write_report(out, &report))?;
+    Ok(Exit::Ok)
 }
 
 /// `flashbulb compact`

@@ -145,6 +145,8 @@ pub enum Command {
     Verify,
     /// Rewrite the store without what was deleted
     Compact,
+    /// Wait until everything stored is on the device, where the daemon was started with another durability than sync
+    Sync,
     /// Copy the store to a new folder while it runs
     Snapshot(Snapshot),
     /// Stop the daemon
@@ -169,12 +171,32 @@ pub struct Serve {
     /// Log requests that take longer, with the stage that was slow
     #[arg(long, value_name = "N", default_value_t = crate::daemon::SLOW_MS)]
     pub slow_ms: u64,
+    /// When a write is answered: sync, once it is on the device; buffered, once the system has it, which syncs it within 50 ms
+    /// (it outlives the daemon, not a power cut); manual, the same, but synced only by `flashbulb sync`, snapshots, sealing
+    /// and the end
+    #[arg(long, value_enum, default_value_t, env = "FLASHBULB_DURABILITY", value_name = "LEVEL")]
+    pub durability: DurabilityArg,
+    /// Only read: beside other readers, on read-only media, from a snapshot; writes nothing in the store's folder
+    #[arg(long)]
+    pub read_only: bool,
     /// Leave the terminal's session: the daemon was started by another command
     #[arg(long, hide = true)]
     pub detached: bool,
     /// Stop when the process that started it has gone
     #[arg(long, hide = true)]
     pub with_parent: bool,
+}
+
+/// When a write is answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum DurabilityArg {
+    /// Once it is on the device.
+    #[default]
+    Sync,
+    /// Once the system has it, which syncs it soon.
+    Buffered,
+    /// Once the system has it, which syncs it when told to.
+    Manual,
 }
 
 /// `setup`.

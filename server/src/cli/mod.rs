@@ -102,6 +102,7 @@ impl Context {
             Command::Doctor => doctor::doctor(self),
             Command::Verify => admin::verify(self),
             Command::Compact => admin::compact(self),
+            Command::Sync => admin::sync(self),
             Command::Snapshot(args) => admin::snapshot(self, &args),
             Command::Shutdown => admin::shutdown(self),
             Command::Completions(args) => {

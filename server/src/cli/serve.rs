@@ -10,6 +10,7 @@ use super::{Context, absolute};
 use crate::daemon::{self, ServeError, ServeOptions, logging};
 use crate::provision::{self, Build};
 use crate::service::Threads;
+use flashbulb_engine::Durability;
 
 /// `flashbulb serve`: returns when the daemon was told to stop.
 pub fn serve(context: &Context, args: &args::Serve) -> Result<Exit, CliError> {
@@ -35,6 +36,12 @@ pub fn serve(context: &Context, args: &args::Serve) -> Result<Exit, CliError> {
     options.precision = context.precision();
     options.slow_ms = args.slow_ms;
     options.device = context.device();
+    options.durability = match args.durability {
+        args::DurabilityArg::Sync => Durability::Sync,
+        args::DurabilityArg::Buffered => Durability::Buffered,
+        args::DurabilityArg::Manual => Durability::Manual,
+    };
+    options.read_only = args.read_only;
     if let Some(threads) = args.query_threads {
         options.threads = Threads::with_query_threads(usize::from(threads));
     }

@@ -14,7 +14,7 @@ use crate::provision::{self, ProvisionError, Wanted};
 use crate::rpc::Limits;
 use crate::service::{Cause, OpenError, Place, Service, Threads};
 use connection::Connections;
-use flashbulb_engine::{Error, Store, StoreOptions};
+use flashbulb_engine::{Durability, Error, Store, StoreOptions};
 use rustix::fs::Mode;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -35,7 +35,8 @@ pub mod exit {
     pub const MODEL: i32 = 8;
     /// Another process has the store or the socket.
     pub const IN_USE: i32 = 7;
-    /// The store is damaged, too new, or made with another model; starting again does not help.
+    /// The store is damaged, too new, made with another model, or not there or not closed cleanly and only to be read;
+    /// starting again in the same way does not help.
     pub const STORE: i32 = 9;
     /// A sync failed: what is on the disk is unknown until the next start, which recovers it.
     pub const OUTCOME_UNKNOWN: i32 = 11;
@@ -62,6 +63,10 @@ pub struct ServeOptions {
     pub threads: Threads,
     /// Milliseconds after which a request is logged as slow.
     pub slow_ms: u64,
+    /// When writes are answered.
+    pub durability: Durability,
+    /// Whether the store is only read.
+    pub read_only: bool,
 }
 
 /// `slow_ms` when nothing else is said.
@@ -80,6 +85,8 @@ impl ServeOptions {
             limits: Limits::default(),
             threads: Threads::default(),
             slow_ms: SLOW_MS,
+            durability: Durability::Sync,
+            read_only: false,
         }
     }
 }
@@ -144,6 +151,8 @@ impl ServeError {
                 source:
                     Error::Corrupt { .. }
                     | Error::VersionTooNew { .. }
+                    | Error::NoStore { .. }
+                    | Error::NeedsRecovery { .. }
                     | Error::FingerprintMismatch { .. },
                 ..
             } => exit::STORE,
@@ -163,15 +172,19 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let begun = Instant::now();
     rustix::process::umask(Mode::from_raw_mode(0o077));
     let lock = SocketLock::take(&options.socket)?;
-    socket::prepare_store_dir(&options.store_dir)?;
+    if !options.read_only {
+        socket::prepare_store_dir(&options.store_dir)?;
+    }
     let progress = provision::Logged;
     let provisioned = provision::ensure(&options.wanted, &progress)?;
     let embed_options = EmbedOptions { precision: options.precision, device: options.device };
     let embedder = Embedder::open(&provisioned, &embed_options, &progress)?;
     tracing::info!(took_ms = millis(begun), fingerprint = embedder.fingerprint(), "model ready");
-    let store =
-        Store::open(&options.store_dir, StoreOptions::new(embedder.dim(), embedder.fingerprint()))
-            .map_err(|source| ServeError::Store { dir: options.store_dir.clone(), source })?;
+    let mut store_options = StoreOptions::new(embedder.dim(), embedder.fingerprint());
+    store_options.durability = options.durability;
+    let open = if options.read_only { Store::open_read_only } else { Store::open };
+    let store = open(&options.store_dir, store_options)
+        .map_err(|source| ServeError::Store { dir: options.store_dir.clone(), source })?;
     tracing::info!(took_ms = millis(begun), recovery = ?store.recovery(), "store ready");
     let place = Place { store_dir: options.store_dir, socket: options.socket };
     let slow = Duration::from_millis(options.slow_ms);

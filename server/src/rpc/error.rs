@@ -80,6 +80,8 @@ error_codes! {
     Forbidden = 1016, "Forbidden";
     /// A file operation failed.
     Io = 1017, "Input or output failed";
+    /// The service was started for reading only; nothing was changed.
+    ReadOnly = 1018, "Read only";
 }
 
 impl ErrorCode {

@@ -61,6 +61,10 @@ pub struct AddParams {
     /// When to answer.
     #[serde(default)]
     pub wait: Wait,
+    /// 1 to 128 bytes of the client's choice, the same each time it repeats this request because an answer was lost: nothing is
+    /// added twice. Items without an id get ids that follow from space, key and place, and what is there already is answered
+    /// `skipped`. Not with another `on_conflict` than `error`.
+    pub idempotency_key: Option<String>,
 }
 
 /// One memory to add.

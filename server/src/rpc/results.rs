@@ -206,6 +206,13 @@ pub struct UpdateResult {
     pub seq: u64,
 }
 
+/// Result of `admin.sync`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SyncResult {
+    /// Everything up to this record of the log is on the device.
+    pub durable_lsn: u64,
+}
+
 /// Result of `memory.delete`.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct DeleteResult {

@@ -4,7 +4,9 @@
 //! another; names and sizes of spaces are for the one user whom the socket lets in.
 
 use crate::rpc::params::{MetricsFormat, MetricsParams, NoParams, SnapshotParams, SpaceParams};
-use crate::rpc::results::{DropResult, MetricsResult, Report, ShutdownResult, SpacesResult};
+use crate::rpc::results::{
+    DropResult, MetricsResult, Report, ShutdownResult, SpacesResult, SyncResult,
+};
 use crate::rpc::{ErrorCode, RpcError};
 use crate::service::clock::Stage;
 use crate::service::errors::of_engine;
@@ -146,6 +148,15 @@ pub fn verify(context: &Context, NoParams {}: NoParams) -> Result<Report, RpcErr
 /// What the store says.
 pub fn compact(context: &Context, NoParams {}: NoParams) -> Result<Report, RpcError> {
     report(&context.service.store.compact().map_err(of_engine)?)
+}
+
+/// Handles `admin.sync`.
+///
+/// # Errors
+/// `OutcomeUnknown`.
+pub fn sync(context: &Context, NoParams {}: NoParams) -> Result<SyncResult, RpcError> {
+    let durable_lsn = context.service.store.sync().map_err(of_engine)?.0;
+    Ok(SyncResult { durable_lsn })
 }
 
 /// Handles `admin.snapshot`.

@@ -51,6 +51,7 @@ fn describe(error: Error) -> (ErrorCode, Value) {
             (ErrorCode::Busy, json!({ "what": "log", "retry_after_ms": retry_after_ms }))
         }
         Error::Closed => (ErrorCode::ShuttingDown, Value::Null),
+        Error::ReadOnly => (ErrorCode::ReadOnly, Value::Null),
         Error::Io { path, .. } => (ErrorCode::Io, json!({ "what": path })),
         _ => (ErrorCode::InternalError, Value::Null),
     }
@@ -90,6 +91,7 @@ mod tests {
             (Error::Poisoned { cause: "sync".into() }, ErrorCode::OutcomeUnknown),
             (Error::DiskFull { path: "/x".into() }, ErrorCode::DiskFull),
             (Error::Closed, ErrorCode::ShuttingDown),
+            (Error::ReadOnly, ErrorCode::ReadOnly),
         ] {
             let message = error.to_string();
             let answer = of_engine(error);

@@ -38,7 +38,14 @@ const SLICE: Duration = Duration::from_millis(250);
 pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> {
     let service = &context.service;
     let space = validate::space(&params.space)?;
-    let items = validate::items(params.items, &service.limits)?;
+    let mut items = params.items;
+    let mut on_conflict = on_conflict(params.on_conflict);
+    if let Some(key) = &params.idempotency_key {
+        validate::key(key, params.on_conflict, &service.limits)?;
+        validate::name_items(&space, key, &mut items);
+        on_conflict = engine::OnConflict::Repeat;
+    }
+    let items = validate::items(items, &service.limits)?;
     let small = lanes::is_small(&items);
     let bare = items.iter().filter(|item| item.vectors.is_none()).count();
     let reserved = (bare > 0).then(|| reserve_pending(service, bare, small)).transpose()?;
@@ -48,7 +55,7 @@ pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> 
     let texts: Vec<String> =
         if inline { items.iter().map(|item| item.text.clone()).collect() } else { Vec::new() };
     context.clock.skip();
-    let added = store(service, &space, items, params.on_conflict);
+    let added = store(service, &space, items, on_conflict);
     context.clock.mark(Stage::Store);
     let added = added?;
     let waiting: Vec<Seq> =
@@ -82,18 +89,21 @@ pub(crate) fn reserve_pending(
     service.bulk.reserve(count, limit).ok_or_else(busy)
 }
 
+fn on_conflict(asked: OnConflict) -> engine::OnConflict {
+    match asked {
+        OnConflict::Error => engine::OnConflict::Error,
+        OnConflict::Skip => engine::OnConflict::Skip,
+        OnConflict::Replace => engine::OnConflict::Replace,
+    }
+}
+
 /// Stores memories and counts them.
 pub(crate) fn store(
     service: &Service,
     space: &SpaceName,
     items: Vec<NewMemory>,
-    on_conflict: OnConflict,
+    on_conflict: engine::OnConflict,
 ) -> Result<Added, RpcError> {
-    let on_conflict = match on_conflict {
-        OnConflict::Error => engine::OnConflict::Error,
-        OnConflict::Skip => engine::OnConflict::Skip,
-        OnConflict::Replace => engine::OnConflict::Replace,
-    };
     let added = service.store.add(space, items, on_conflict).map_err(of_engine)?;
     let stored =
         added.items.iter().filter(|item| item.status != engine::AddStatus::Skipped).count();

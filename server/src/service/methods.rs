@@ -10,7 +10,8 @@ use crate::rpc::params::{
 };
 use crate::rpc::results::{
     AddResult, ContextResult, DeleteResult, DropResult, ExportResult, HealthResult, ImportResult,
-    ItemsResult, MetricsResult, Report, SearchResult, ShutdownResult, SpacesResult, UpdateResult,
+    ItemsResult, MetricsResult, Report, SearchResult, ShutdownResult, SpacesResult, SyncResult,
+    UpdateResult,
 };
 use crate::rpc::{Method, RpcError, openrpc};
 use crate::service::Context;
@@ -21,7 +22,7 @@ use std::sync::OnceLock;
 /// Every method of the protocol.
 pub static METHODS: &[Method<Context>] = methods! { Context;
     "memory.add" => memory::add, AddParams => AddResult, true,
-        [Conflict, LimitExceeded, DeadlineExceeded, DiskFull, OutcomeUnknown, Embedding],
+        [Conflict, LimitExceeded, DeadlineExceeded, DiskFull, OutcomeUnknown, Embedding, ReadOnly],
         "Stores memories, whole or not at all; the first add makes the space.";
     "memory.search" => search::search, SearchParams => SearchResult, true,
         [NoSuchSpace, NotYet, DeadlineExceeded, LimitExceeded, Embedding, Corrupt],
@@ -39,13 +40,13 @@ pub static METHODS: &[Method<Context>] = methods! { Context;
         [NoSuchSpace, NoSuchMemory, LimitExceeded, Corrupt],
         "Gives a memory and those before and after it.";
     "memory.update" => memory::update, UpdateParams => UpdateResult, true,
-        [NoSuchSpace, NoSuchMemory, SeqMismatch, DiskFull, OutcomeUnknown],
+        [NoSuchSpace, NoSuchMemory, SeqMismatch, DiskFull, OutcomeUnknown, ReadOnly],
         "Changes one memory, which becomes the newest of its space.";
     "memory.delete" => memory::delete, DeleteParams => DeleteResult, true,
-        [NoSuchSpace, ExpectCount, DiskFull, OutcomeUnknown],
+        [NoSuchSpace, ExpectCount, DiskFull, OutcomeUnknown, ReadOnly],
         "Deletes memories at once and for good.";
     "memory.import" => transfer::import, ImportParams => ImportResult, true,
-        [Transfer, DiskFull, OutcomeUnknown, Io],
+        [Transfer, DiskFull, OutcomeUnknown, Io, ReadOnly],
         "Reads a conversation file that the service can see; importing again adds nothing.";
     "memory.export" => transfer::export, ExportParams => ExportResult, true,
         [NoSuchSpace, Transfer, DiskFull, Io, Corrupt],
@@ -55,7 +56,7 @@ pub static METHODS: &[Method<Context>] = methods! { Context;
     "space.stats" => admin::space_stats, SpaceParams => Report, true, [NoSuchSpace],
         "Gives the sizes of one space.";
     "space.drop" => admin::space_drop, SpaceParams => DropResult, true,
-        [NoSuchSpace, DiskFull, OutcomeUnknown],
+        [NoSuchSpace, DiskFull, OutcomeUnknown, ReadOnly],
         "Deletes a space and everything in it.";
     "admin.health" => health::health, NoParams => HealthResult, false, [Embedding],
         "Embeds a real text and runs a real search, and says on what.";
@@ -65,8 +66,10 @@ pub static METHODS: &[Method<Context>] = methods! { Context;
         "Gives counters, gauges and histograms since start, as OpenMetrics text or as JSON.";
     "admin.verify" => admin::verify, NoParams => Report, false, [Corrupt, Io],
         "Reads the whole store and reports every damage.";
-    "admin.compact" => admin::compact, NoParams => Report, false, [DiskFull, OutcomeUnknown, Corrupt],
+    "admin.compact" => admin::compact, NoParams => Report, false, [DiskFull, OutcomeUnknown, Corrupt, ReadOnly],
         "Gives back the space of what was deleted.";
+    "admin.sync" => admin::sync, NoParams => SyncResult, false, [OutcomeUnknown],
+        "Answers once everything that was answered before is on the device, whatever the level of durability.";
     "admin.snapshot" => admin::snapshot, SnapshotParams => Report, false, [DiskFull, Io, Corrupt],
         "Writes a consistent copy of the store to a folder that does not exist yet.";
     "admin.shutdown" => admin::shutdown, NoParams => ShutdownResult, false, [],
@@ -98,7 +101,7 @@ mod tests {
         for group in [
             "memory: add search context get list around update delete import export",
             "space: list stats drop",
-            "admin: health status metrics verify compact snapshot shutdown",
+            "admin: health status metrics verify compact sync snapshot shutdown",
             "rpc: discover",
         ] {
             let (prefix, verbs) = group.split_once(": ").expect("written so above");

@@ -144,6 +144,9 @@ impl Service {
         let embedder = Arc::new(embedder);
         let counters = Arc::new(Counters::default());
         let lifecycle = Arc::new(Lifecycle::default());
+        // Also where nobody waits for the write that failed.
+        let told = Arc::clone(&lifecycle);
+        store.on_failure(move |cause| told.stop(Cause::Poisoned(cause)));
         let probe = Probe::new(&embedder).map_err(OpenError::Probe)?;
         let interactive = Interactive::open(
             Arc::clone(&embedder),

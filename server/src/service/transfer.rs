@@ -5,7 +5,7 @@
 //! formats: `crate::import` does.
 
 use crate::import::{self, BatchCounts, Item, RunError, Sink};
-use crate::rpc::params::{ExportFormat, ExportParams, ImportFormat, ImportParams, OnConflict};
+use crate::rpc::params::{ExportFormat, ExportParams, ImportFormat, ImportParams};
 use crate::rpc::results::{ExportResult, ImportResult};
 use crate::rpc::time::TsMs;
 use crate::rpc::{ErrorCode, RpcError};
@@ -14,7 +14,7 @@ use crate::service::lanes::bulk::Reserved;
 use crate::service::memory::{reserve_pending, store};
 use crate::service::output::{CHUNK, memory};
 use crate::service::{Context, Service, validate};
-use flashbulb_engine::{AddStatus, Error, NewMemory, Seq, SpaceName};
+use flashbulb_engine::{AddStatus, Error, NewMemory, OnConflict, Seq, SpaceName};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;

@@ -3,13 +3,14 @@
 //! Invariant: what passes here is inside every limit; an error names the parameter, what was wrong and what is allowed.
 //! It must not touch the store.
 
-use crate::rpc::params::{NewItem, PatchParams, TimeParams};
+use crate::rpc::params::{NewItem, OnConflict, PatchParams, TimeParams};
 use crate::rpc::time::TsMs;
 use crate::rpc::{self, Limits, RpcError};
 use flashbulb_engine::{Filter, NewMemory, Patch, SpaceName, TimeRange};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use uuid::Uuid;
 
 /// The name of a space.
 pub(crate) fn space(name: &str) -> Result<SpaceName, RpcError> {
@@ -33,6 +34,31 @@ pub(crate) fn id(field: &str, id: &str, limits: &Limits) -> Result<(), RpcError>
         return Err(RpcError::invalid(field, "an id must not be empty"));
     }
     within(field, id, limits.id_bytes)
+}
+
+/// The key of a request that may be repeated.
+pub(crate) fn key(key: &str, on_conflict: OnConflict, limits: &Limits) -> Result<(), RpcError> {
+    if key.is_empty() {
+        return Err(RpcError::invalid("idempotency_key", "must not be empty"));
+    }
+    within("idempotency_key", key, limits.id_bytes)?;
+    if on_conflict != OnConflict::Error {
+        let why = "not together with `idempotency_key`, which says what happens to what is there";
+        return Err(RpcError::invalid("on_conflict", why));
+    }
+    Ok(())
+}
+
+/// Gives items without an id one that follows from the space, the key and the item's place (UUID version 5, RFC 9562), so that
+/// the request can be told from another when it is repeated.
+pub(crate) fn name_items(space: &SpaceName, key: &str, items: &mut [NewItem]) {
+    // A namespace of this program's own.
+    const NAMESPACE: Uuid = Uuid::from_u128(0x8d1f_6e0c_4b3a_5c77_9a52_f1a5_4b01_beef);
+    for (place, item) in items.iter_mut().enumerate().filter(|(_, item)| item.id.is_none()) {
+        // Space names have no line ends, and the place comes last, so no two names are alike.
+        let name = format!("{space}\n{key}\n{place}");
+        item.id = Some(Uuid::new_v5(&NAMESPACE, name.as_bytes()).to_string());
+    }
 }
 
 /// A list of ids.

@@ -55,7 +55,8 @@ pub(super) fn save(
     let name = file_name(number);
     let mut paced = Paced { out: &mut out, pace };
     space.index.checkpoint(&mut paced).map_err(Error::io("write", dir.join(&name)))?;
-    write_durably(disk, dir, &name, &out, pace).map_err(Error::io("write", dir.join(&name)))?;
+    write_durably(disk, dir, &name, &out, pace)
+        .map_err(|(_, e)| Error::io("write", dir.join(&name))(e))?;
     Ok((out.len() as u64, vectors))
 }
 

@@ -256,7 +256,12 @@ impl Store {
     /// Makes `next` the store's manifest.
     fn publish(&self, manifest: &mut Manifest, next: &mut Manifest) -> Result<(), Error> {
         next.generation = manifest.generation + 1;
-        next.write(&*self.disk, &self.dir)?;
+        if let Err(e) = next.write(&*self.disk, &self.dir) {
+            if let Error::Poisoned { cause } = &e {
+                self.wal.poison(cause);
+            }
+            return Err(e);
+        }
         *manifest = next.clone();
         let older = manifest::file_name(manifest.generation.saturating_sub(2));
         let _ = self.disk.remove(&self.dir.join(older));
