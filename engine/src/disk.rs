@@ -74,7 +74,7 @@ impl Held for Unheld {}
 
 /// The file operations the engine needs, each durable only as it says.
 pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
-    /// Makes a folder and its parents, private to the user; not yet durable.
+    /// Makes a folder that must not exist, in one that does, private to the user; durable after [`Disk::sync_dir`] of that.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Locks the file `path`, which is made if need be; `None` if another process has it.
     fn try_lock(&self, path: &Path) -> io::Result<Option<Lock>>;
@@ -123,7 +123,7 @@ impl DiskFile for RealFile {
 
 impl Disk for RealDisk {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+        fs::DirBuilder::new().mode(0o700).create(dir)
     }
 
     fn try_lock(&self, path: &Path) -> io::Result<Option<Lock>> {
@@ -190,6 +190,24 @@ fn held(taken: Result<(), TryLockError>, file: File) -> io::Result<Option<Lock>>
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(e)) => Err(e),
     }
+}
+
+/// Makes a folder and those above it that are missing, each durably; does nothing where it is there.
+pub(crate) fn create_dir_durably(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    let above = match dir.parent() {
+        None => return Ok(()),
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+    };
+    match disk.create_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            create_dir_durably(disk, above)?;
+            disk.create_dir(dir)?;
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made?,
+    }
+    disk.sync_dir(above)
 }
 
 /// Writes `bytes` as `dir/name` so that a crash leaves the old file, the new one, or none, never a part:

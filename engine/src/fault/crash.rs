@@ -4,7 +4,8 @@
 //! done, whole; opening it again changes nothing. `FLASHBULB_CRASH_STATES` asks for as many states as it says, in workloads
 //! by chance; the number that was reached is printed.
 
-use super::disk::{Chooser, FaultDisk, Image, Record, bits};
+use super::cut::Chooser;
+use super::disk::{FaultDisk, Image, Record, bits};
 use super::workload::{Contents, Run, Step, contents, open};
 
 /// What was asked for and what was acknowledged when, in events of the disk's record.

@@ -1,13 +1,9 @@
-//! The disk: files in memory, and a record of every operation in order.
+//! The disk: files in memory, a record of every operation in order, and operations that go wrong.
 //!
-//! What a power cut leaves is worked out from the record alone ([`Record::cut`]): an operation that no sync covers may
-//! be there, be missing, be there in part (by sectors of 512 or 4,096 bytes), or have left garbage, each by itself and in any
-//! order; so may a name that was made, changed or removed in a folder that was not synced. Model: SQLite's `test6.c` and
-//! ALICE (Pillai et al., OSDI 2014).
-//!
-//! Invariant: a synced file has its bytes, a synced folder its names; everything else is up to the chooser.
+//! Invariant: what a process sees is what a kernel's cache would show it; what the device holds is worked out from the record
+//! (`cut`). Knows nothing of stores.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +13,7 @@ use parking_lot::Mutex;
 use crate::disk::{Bytes, Disk, DiskFile, Held, Lock};
 
 /// A file, whatever its name.
-type FileNo = usize;
+pub(super) type FileNo = usize;
 
 /// What reached the device, in order.
 #[derive(Debug, Clone)]
@@ -45,29 +41,56 @@ pub(super) enum Event {
     SyncDir {
         dir: PathBuf,
     },
-    /// A write whose sync failed: it never arrives.
+    MakeDir {
+        path: PathBuf,
+    },
+    /// A write or a name whose sync failed: it never arrives.
     Lost,
 }
 
 impl Event {
     /// The folder whose names it changes.
-    fn folder(&self) -> Option<&Path> {
+    pub(super) fn folder(&self) -> Option<&Path> {
         match self {
-            Event::Create { path, .. } | Event::Remove { path } => path.parent(),
+            Event::Create { path, .. } | Event::Remove { path } | Event::MakeDir { path } => {
+                path.parent()
+            }
             Event::Rename { to, .. } => to.parent(),
             _ => None,
         }
     }
 }
 
-/// Which operation fails, and how.
+/// How an operation goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It says so and does nothing.
+    Error(io::ErrorKind),
+    /// A write takes only this many bytes, or fewer if there are not so many.
+    Short(usize),
+    /// A write lands so many bytes further on, and says that all is well.
+    Misdirected(usize),
+    /// One bit of a write is flipped on its way, and it says that all is well.
+    Flipped,
+}
+
+/// Which operation goes wrong, and how.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Failure {
-    /// Counted from zero over all operations that change something.
+    /// Counted from zero over all operations that change something, or over all that read.
     pub(super) at: usize,
-    /// Whether all later ones fail too.
+    /// Whether all later ones do too.
     pub(super) for_ever: bool,
-    pub(super) kind: io::ErrorKind,
+    pub(super) fault: Fault,
+}
+
+impl Failure {
+    fn of(failure: Option<Failure>, counted: &mut usize) -> Option<Fault> {
+        let at = *counted;
+        *counted += 1;
+        let hit = |f: &Failure| at == f.at || (f.for_ever && at > f.at);
+        failure.filter(hit).map(|f| f.fault)
+    }
 }
 
 /// Files by name, as a device holds them.
@@ -85,8 +108,11 @@ struct State {
     record: Record,
     files: Vec<Arc<Mutex<Vec<u8>>>>,
     names: BTreeMap<PathBuf, FileNo>,
+    dirs: BTreeSet<PathBuf>,
     failure: Option<Failure>,
     changes: usize,
+    read_failure: Option<Failure>,
+    reads: usize,
     random: u64,
 }
 
@@ -98,7 +124,9 @@ impl FaultDisk {
     /// A disk that holds `image` durably.
     pub(super) fn new(image: Image) -> FaultDisk {
         let mut state = State { random: 0x9e37_79b9_7f4a_7c15, ..State::default() };
+        state.dirs.insert("/".into());
         for (path, bytes) in &image {
+            state.dirs.extend(path.ancestors().skip(1).map(Path::to_path_buf));
             state.names.insert(path.clone(), state.files.len());
             state.files.push(Arc::new(Mutex::new(bytes.clone())));
         }
@@ -111,6 +139,18 @@ impl FaultDisk {
         let mut state = self.0.lock();
         state.failure = failure;
         state.changes = 0;
+    }
+
+    /// Makes a reading fail.
+    pub(super) fn fail_reading(&self, failure: Option<Failure>) {
+        let mut state = self.0.lock();
+        state.read_failure = failure;
+        state.reads = 0;
+    }
+
+    /// How many readings there were since the last [`FaultDisk::fail_reading`].
+    pub(super) fn reads(&self) -> usize {
+        self.0.lock().reads
     }
 
     /// How many operations changed something, or failed to, since the last [`FaultDisk::fail`].
@@ -137,13 +177,31 @@ impl FaultDisk {
 }
 
 impl State {
-    /// Whether the next operation may go on.
+    /// Whether the next operation may go on. What goes wrong with writes alone leaves others as they are.
     fn change(&mut self) -> io::Result<()> {
-        let at = self.changes;
-        self.changes += 1;
-        match self.failure {
-            Some(f) if at == f.at || (f.for_ever && at > f.at) => Err(f.kind.into()),
+        match Failure::of(self.failure, &mut self.changes) {
+            Some(Fault::Error(kind)) if kind != io::ErrorKind::Interrupted => Err(kind.into()),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether the next reading may go on.
+    fn reading(&mut self) -> io::Result<()> {
+        match Failure::of(self.read_failure, &mut self.reads) {
+            Some(Fault::Error(kind)) => Err(kind.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// What was done to `file`, or to the names of `dir`, since its last sync never arrives.
+    fn lose(&mut self, lost: impl Fn(&Event) -> bool, synced: impl Fn(&Event) -> bool) {
+        for event in self.record.events.iter_mut().rev() {
+            if synced(event) {
+                break;
+            }
+            if lost(event) {
+                *event = Event::Lost;
+            }
         }
     }
 
@@ -162,10 +220,25 @@ struct OpenFile {
 impl DiskFile for OpenFile {
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let mut state = self.disk.0.lock();
-        let offset = usize::try_from(offset).map_err(io::Error::other)?;
-        state.change()?;
-        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
-        let len = bytes.len();
+        let mut offset = usize::try_from(offset).map_err(io::Error::other)?;
+        let mut bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let mut len = bytes.len();
+        let failure = state.failure;
+        match Failure::of(failure, &mut state.changes) {
+            Some(Fault::Error(kind)) => return Err(kind.into()),
+            Some(Fault::Short(most)) => {
+                len = len.min(most);
+                bytes.truncate(len);
+            }
+            Some(Fault::Misdirected(by)) => offset += by,
+            Some(Fault::Flipped) => {
+                let bit = bits(&mut state.random) as usize % (bytes.len().max(1) * 8);
+                if let Some(byte) = bytes.get_mut(bit / 8) {
+                    *byte ^= 1 << (bit % 8);
+                }
+            }
+            None => {}
+        }
         put(&mut self.bytes.lock(), offset, &bytes);
         state.record.events.push(Event::Write { file: self.file, offset, bytes });
         Ok(len)
@@ -175,13 +248,11 @@ impl DiskFile for OpenFile {
         let mut state = self.disk.0.lock();
         // A failed sync leaves the cache clean and the device as it was: what was written is seen, and never arrives.
         if let Err(e) = state.change() {
-            for event in state.record.events.iter_mut().rev() {
-                match event {
-                    Event::Write { file, .. } if *file == self.file => *event = Event::Lost,
-                    Event::Sync { file } if *file == self.file => break,
-                    _ => {}
-                }
-            }
+            let mine = self.file;
+            state.lose(
+                |event| matches!(event, Event::Write { file, .. } if *file == mine),
+                |event| matches!(event, Event::Sync { file } if *file == mine),
+            );
             return Err(e);
         }
         state.record.events.push(Event::Sync { file: self.file });
@@ -209,7 +280,17 @@ impl Bytes for Copied {
 }
 
 impl Disk for FaultDisk {
-    fn create_dir(&self, _dir: &Path) -> io::Result<()> {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        if state.dirs.contains(dir) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if !dir.parent().is_some_and(|above| state.dirs.contains(above)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.change()?;
+        state.dirs.insert(dir.into());
+        state.record.events.push(Event::MakeDir { path: dir.into() });
         Ok(())
     }
 
@@ -222,7 +303,11 @@ impl Disk for FaultDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let state = self.0.lock();
+        let mut state = self.0.lock();
+        state.reading()?;
+        if !state.dirs.contains(dir) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let here = state.names.keys().filter(|path| path.parent() == Some(dir));
         Ok(here.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect())
     }
@@ -248,7 +333,8 @@ impl Disk for FaultDisk {
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        let state = self.0.lock();
+        let mut state = self.0.lock();
+        state.reading()?;
         let file = state.find(path)?;
         let bytes = state.files[file].lock().clone();
         Ok(bytes)
@@ -279,7 +365,13 @@ impl Disk for FaultDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.change()?;
+        if let Err(e) = state.change() {
+            state.lose(
+                |event| event.folder() == Some(dir),
+                |event| matches!(event, Event::SyncDir { dir: synced } if synced == dir),
+            );
+            return Err(e);
+        }
         state.record.events.push(Event::SyncDir { dir: dir.into() });
         Ok(())
     }
@@ -302,156 +394,10 @@ pub(super) fn bits(state: &mut u64) -> u64 {
     *state
 }
 
-fn put(file: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
+pub(super) fn put(file: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
     let end = offset + bytes.len();
     if file.len() < end {
         file.resize(end, 0);
     }
     file[offset..end].copy_from_slice(bytes);
-}
-
-/// Who decides what an unsynced operation comes to.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Chooser {
-    /// Everything arrived.
-    Kept,
-    /// Nothing did.
-    Dropped,
-    /// Each operation by itself, by chance.
-    Chance(u64),
-}
-
-/// What became of one operation.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Fate {
-    Kept,
-    Dropped,
-    /// Each sector of so many bytes by chance.
-    Torn(usize),
-    Garbage,
-}
-
-impl Chooser {
-    fn write(&mut self) -> Fate {
-        match self {
-            Chooser::Kept => Fate::Kept,
-            Chooser::Dropped => Fate::Dropped,
-            Chooser::Chance(state) => match bits(state) >> 32 & 7 {
-                0 | 1 => Fate::Kept,
-                2 | 3 => Fate::Dropped,
-                4 | 5 => Fate::Torn(512),
-                6 => Fate::Torn(4096),
-                _ => Fate::Garbage,
-            },
-        }
-    }
-
-    fn coin(&mut self) -> bool {
-        match self {
-            Chooser::Kept => true,
-            Chooser::Dropped => false,
-            Chooser::Chance(state) => bits(state) >> 32 & 1 == 0,
-        }
-    }
-
-    fn noise(&mut self) -> u64 {
-        match self {
-            Chooser::Chance(state) => bits(state),
-            _ => 0,
-        }
-    }
-}
-
-/// A file on the device, and what was written to it since its last sync.
-#[derive(Default)]
-struct OnDevice {
-    bytes: Vec<u8>,
-    unsynced: Vec<(usize, Vec<u8>)>,
-}
-
-impl Record {
-    /// What a power cut after the first `events` leaves.
-    pub(super) fn cut(&self, events: usize, mut chooser: Chooser) -> Image {
-        let mut files: BTreeMap<FileNo, OnDevice> = BTreeMap::new();
-        let mut names: BTreeMap<PathBuf, FileNo> = BTreeMap::new();
-        for (file, (path, bytes)) in self.base.iter().enumerate() {
-            files.insert(file, OnDevice { bytes: bytes.clone(), unsynced: Vec::new() });
-            names.insert(path.clone(), file);
-        }
-        let mut unsynced_names: Vec<&Event> = Vec::new();
-        for event in &self.events[..events] {
-            match event {
-                Event::Write { file, offset, bytes } => {
-                    files.entry(*file).or_default().unsynced.push((*offset, bytes.clone()));
-                }
-                Event::Sync { file } => {
-                    let file = files.entry(*file).or_default();
-                    for (offset, bytes) in std::mem::take(&mut file.unsynced) {
-                        put(&mut file.bytes, offset, &bytes);
-                    }
-                }
-                Event::SyncDir { dir } => unsynced_names.retain(|event| {
-                    let synced = event.folder() == Some(dir);
-                    if synced {
-                        rename_on_device(&mut names, event);
-                    }
-                    !synced
-                }),
-                Event::Lost => {}
-                Event::Create { .. } | Event::Rename { .. } | Event::Remove { .. } => {
-                    unsynced_names.push(event);
-                }
-            }
-        }
-        for event in unsynced_names {
-            if chooser.coin() {
-                rename_on_device(&mut names, event);
-            }
-        }
-        for file in files.values_mut() {
-            for (offset, bytes) in std::mem::take(&mut file.unsynced) {
-                arrive(&mut file.bytes, offset, &bytes, &mut chooser);
-            }
-        }
-        let bytes = |file: FileNo| files.get(&file).map(|f| f.bytes.clone()).unwrap_or_default();
-        names.into_iter().map(|(path, file)| (path, bytes(file))).collect()
-    }
-}
-
-fn rename_on_device(names: &mut BTreeMap<PathBuf, FileNo>, event: &Event) {
-    match event {
-        Event::Create { path, file } => {
-            names.insert(path.clone(), *file);
-        }
-        Event::Rename { from, to, file } => {
-            names.remove(from);
-            names.insert(to.clone(), *file);
-        }
-        Event::Remove { path } => {
-            names.remove(path);
-        }
-        Event::Write { .. } | Event::Sync { .. } | Event::SyncDir { .. } | Event::Lost => {}
-    }
-}
-
-fn arrive(file: &mut Vec<u8>, offset: usize, bytes: &[u8], chooser: &mut Chooser) {
-    match chooser.write() {
-        Fate::Kept => put(file, offset, bytes),
-        Fate::Dropped => {}
-        Fate::Torn(sector) => {
-            // Sectors of the device, not of the write.
-            let mut at = offset;
-            while at < offset + bytes.len() {
-                let end = ((at / sector + 1) * sector).min(offset + bytes.len());
-                if chooser.coin() {
-                    put(file, at, &bytes[at - offset..end - offset]);
-                }
-                at = end;
-            }
-        }
-        Fate::Garbage => {
-            let noise: Vec<u8> = bytes.iter().map(|_| (chooser.noise() >> 32) as u8).collect();
-            put(file, offset, &noise);
-        }
-    }
 }

@@ -5,7 +5,8 @@
 
 use std::io::ErrorKind;
 
-use super::disk::{Chooser, Failure, FaultDisk, Image};
+use super::cut::Chooser;
+use super::disk::{Failure, Fault, FaultDisk, Image};
 use super::workload::{Contents, Run, Step, contents, open};
 
 /// Runs `workload` with one operation failing; `false` when there is no such operation.
@@ -49,10 +50,10 @@ fn with_failure(workload: &[Step], failure: Failure) -> bool {
 fn an_operation_that_fails_once_or_for_ever_loses_nothing() {
     let mut failures = 0;
     for workload in Step::workloads(2) {
-        for kind in [ErrorKind::Other, ErrorKind::StorageFull] {
+        for kind in [ErrorKind::Other, ErrorKind::StorageFull, ErrorKind::ReadOnlyFilesystem] {
             for for_ever in [false, true] {
                 let mut at = 0;
-                while with_failure(&workload, Failure { at, for_ever, kind }) {
+                while with_failure(&workload, Failure { at, for_ever, fault: Fault::Error(kind) }) {
                     at += 1;
                 }
                 failures += at;

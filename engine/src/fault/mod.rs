@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod crash;
+mod cut;
 mod disk;
 mod failure;
 mod flip;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::upkeep::graph;
 use super::{Access, Store, recover};
-use crate::disk::{Disk, write_all_at};
+use crate::disk::{Disk, create_dir_durably, write_all_at};
 use crate::error::Error;
 use crate::manifest::{GraphEntry, Manifest};
 use crate::segment;
@@ -241,16 +241,19 @@ impl Store {
     /// [`Error::Closed`]. A copy that failed has no manifest and does not open.
     pub fn snapshot(&self, dest: &Path) -> Result<SnapshotReport, Error> {
         self.check_open()?;
-        if dest.exists() {
-            let why = format!("{} exists already; name a new folder", dest.display());
-            return Err(Error::invalid("the snapshot's folder", why));
+        match self.disk.list(dest) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            _ => {
+                let why = format!("{} exists already; name a new folder", dest.display());
+                return Err(Error::invalid("the snapshot's folder", why));
+            }
         }
         let mut manifest = self.upkeep.lock();
         if self.access == Access::Write {
             self.save_all_in(&mut manifest)?;
         }
         let memories = self.spaces.iter().map(|e| e.value().live()).sum();
-        self.disk.create_dir(dest).map_err(Error::io("create the folder", dest))?;
+        create_dir_durably(&*self.disk, dest).map_err(Error::io("create the folder", dest))?;
         let mut report = SnapshotReport { dir: dest.into(), files: 1, bytes: 0, memories };
         let names = manifest
             .segments

@@ -26,7 +26,7 @@ pub use recover::RecoveryReport;
 pub use upkeep::{CompactReport, Job};
 
 use crate::clock::{Clock, SystemClock};
-use crate::disk::{Disk, Lock, RealDisk};
+use crate::disk::{Disk, Lock, RealDisk, create_dir_durably};
 use crate::error::Error;
 use crate::index::Scratch;
 use crate::manifest::Manifest;
@@ -126,11 +126,20 @@ impl Store {
         options: StoreOptions,
     ) -> Result<Store, Error> {
         check_dim(&options)?;
-        disk.create_dir(dir).map_err(Error::io("create the folder", dir))?;
+        create_dir_durably(&*disk, dir).map_err(Error::io("create the folder", dir))?;
         let path = dir.join("LOCK");
         let lock = disk.try_lock(&path).map_err(Error::io("lock", &path))?;
         let lock = lock.ok_or_else(|| Error::Locked { dir: dir.into() })?;
         recover::recover(disk, clock, dir, options, lock, Access::Write)
+    }
+
+    /// Makes the folder of a store, and those above it that are missing, private to the user and durably: a folder whose name
+    /// could be lost would take everything in it along. Does nothing where it is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::DiskFull`].
+    pub fn create_dir(dir: &Path) -> Result<(), Error> {
+        create_dir_durably(&RealDisk, dir).map_err(Error::io("create the folder", dir))
     }
 
     /// What recovery found at open.

@@ -26,7 +26,7 @@ mod tombstones;
 pub use append_vec::{AppendReader, AppendVec};
 pub use call::Call;
 pub use chunks::MAX_ITEMS;
-pub use commit::{CommitQueue, Refused, Task, Until};
+pub use commit::{CommitQueue, Group, Refused, Task, Until};
 pub use crew::{Crew, HELPERS, Lent, MAX_PARTS};
 pub use links::{EntryPoint, Links};
 pub use mailbox::Mailbox;

@@ -1,5 +1,5 @@
-//! Writing the log: submitters queue batches, one thread writes whatever has gathered, syncs it as the level says, and wakes
-//! them.
+//! Writing the log: submitters queue batches; one of them, or the log's thread, writes whatever has gathered, syncs it as the
+//! level says, and wakes the others.
 //!
 //! Invariant: the order in the file is the order of submission; a batch is acknowledged only after the write or sync that its
 //! level promises; the first failure poisons the log for good. No timer makes a batch wait. Knows nothing of operations.
@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::pace::Pace;
-use crate::sync::{CommitQueue, Refused, Task, Until};
+use crate::sync::{CommitQueue, Group, Refused, Task, Until};
 use crate::types::{BUFFERED_SYNC_MS, Durability, Lsn};
 
 /// Bytes written by one call at most, unless one batch is larger.
@@ -58,6 +58,8 @@ pub(crate) struct Wal {
 struct Shared {
     queue: CommitQueue<Submitted>,
     files: Files,
+    /// What is being written; only who has the queue's turn locks it. `None` where nothing is ever written.
+    writing: Mutex<Option<Writing>>,
     clock: Arc<dyn Clock>,
     level: Durability,
     /// Who is to be told of a failure.
@@ -87,10 +89,11 @@ impl Wal {
     ) -> Result<Wal, Error> {
         let shared = Arc::new(Shared::new(disk, clock, &start));
         let active = shared.files.first(Lsn(start.last_lsn.0 + 1))?;
+        *shared.writing.lock() = Some(Writing { active, unsynced: None });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("fb-wal".into())
-            .spawn(move || of_thread.run(active))
+            .spawn(move || of_thread.run())
             .map_err(Error::io("start the log's thread for", shared.files.dir()))?;
         Ok(Wal { shared, op_before: start.last_op, thread: Mutex::new(Some(thread)) })
     }
@@ -102,7 +105,8 @@ impl Wal {
         Wal { shared, op_before: start.last_op, thread: Mutex::new(None) }
     }
 
-    /// Queues one batch; returns the LSN of its last record. Not yet acknowledged: see [`Wal::wait_acknowledged`].
+    /// Queues one batch; returns the LSN of its last record. Not yet acknowledged, and perhaps not even begun: see
+    /// [`Wal::wait_acknowledged`].
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::Busy`], [`Error::DiskFull`], [`Error::Poisoned`], [`Error::Closed`]; nothing is queued then.
@@ -136,15 +140,18 @@ impl Wal {
             Durability::Sync => Until::Durable,
             Durability::Buffered | Durability::Manual => Until::Written,
         };
-        Ok(self.shared.queue.wait(lsn.0, until)?)
+        while let Some(group) = self.shared.queue.wait(lsn.0, until, GROUP_BYTES)? {
+            self.shared.attempt(|writing| self.shared.write_group(writing, group));
+        }
+        Ok(())
     }
 
-    /// Returns once everything up to `lsn` is on the device, whatever the level.
+    /// Returns once everything up to `lsn` is on the device, whatever the level. Leaves the work to the log's thread.
     ///
     /// # Errors
     /// [`Error::Poisoned`]: the outcome is unknown.
     pub(crate) fn wait_durable(&self, lsn: Lsn) -> Result<(), Error> {
-        Ok(self.shared.queue.wait(lsn.0, Until::Durable)?)
+        Ok(self.shared.queue.wait_idly(lsn.0, Until::Durable)?)
     }
 
     /// The last LSN given out.
@@ -243,13 +250,11 @@ impl From<Refused> for Error {
     }
 }
 
-/// What the log's thread knows of the file that it writes.
+/// The file that is being written.
 struct Writing {
     active: Active,
     /// When the oldest write that is not synced was made.
     unsynced: Option<Duration>,
-    /// Whether the last record is a mark, so that an idle log writes no second one.
-    marked: bool,
 }
 
 impl Shared {
@@ -258,16 +263,47 @@ impl Shared {
         Shared {
             queue: CommitQueue::new(start.last_lsn.0, QUEUE_BYTES),
             files: Files::new(disk, dir, start.epoch, start.file_bytes, start.next_file),
+            writing: Mutex::new(None),
             clock,
             level: start.level,
             tell: Mutex::new(None),
         }
     }
 
-    fn run(&self, active: Active) {
-        let writing = Writing { active, unsynced: None, marked: true };
-        if let Err(e) = self.commit(writing) {
+    /// Does what falls to the log's thread until the queue is closed and drained, or something fails.
+    fn run(&self) {
+        loop {
+            match self.queue.next(GROUP_BYTES, self.patience()) {
+                Task::Group(group) => self.attempt(|writing| self.write_group(writing, group)),
+                Task::Sync => self.attempt(|writing| self.sync(writing)),
+                Task::Mark { number, durable } => {
+                    self.attempt(|writing| self.mark(writing, Lsn(number), Lsn(durable)));
+                }
+                Task::Closed => return,
+            }
+        }
+    }
+
+    /// Does `step`, which is this thread's turn; a failure ends the log.
+    fn attempt(&self, step: impl FnOnce(&mut Writing) -> Result<(), Error>) {
+        let mut writing = self.writing.lock();
+        let outcome = match &mut *writing {
+            Some(writing) => step(writing),
+            None => Err(Error::Closed),
+        };
+        drop(writing);
+        if let Err(e) = outcome {
             self.fail(&e.to_string());
+        }
+    }
+
+    /// How long the log's thread waits for something to do before it syncs or marks by itself. Only who asks for it, and the
+    /// end, make a manual log sync.
+    fn patience(&self) -> Option<Duration> {
+        match self.level {
+            Durability::Sync => self.clock.patience(IDLE_MARK),
+            Durability::Buffered => self.clock.patience(BUFFERED_SYNC),
+            Durability::Manual => None,
         }
     }
 
@@ -285,59 +321,11 @@ impl Shared {
         }
     }
 
-    /// Commits groups until the queue is closed and drained, or something fails.
-    fn commit(&self, mut writing: Writing) -> Result<(), Error> {
-        loop {
-            if self.sync_is_due(&writing) {
-                self.sync(&mut writing)?;
-            }
-            match self.queue.next(GROUP_BYTES, self.patience(&writing)) {
-                Task::Group { items, last, durable } => {
-                    let count: usize = items.iter().map(|batch| batch.records.len()).sum();
-                    let first = Lsn(last + 1 - count as u64);
-                    self.write_group(&mut writing, items, first, Lsn(durable))?;
-                }
-                Task::Sync => self.sync(&mut writing)?,
-                Task::Idle if writing.unsynced.is_some() => self.sync(&mut writing)?,
-                Task::Idle => self.mark(&mut writing)?,
-                Task::Closed => {
-                    self.sync(&mut writing)?;
-                    return self.mark(&mut writing);
-                }
-            }
-        }
-    }
-
-    /// What was written first and not synced waits no longer than its level says.
-    fn sync_is_due(&self, writing: &Writing) -> bool {
-        let since = writing.unsynced.filter(|_| self.level == Durability::Buffered);
-        since.is_some_and(|since| self.clock.now() >= since + BUFFERED_SYNC)
-    }
-
-    /// How long to wait for a group before there is something else to do.
-    fn patience(&self, writing: &Writing) -> Option<Duration> {
-        let span = match (self.level, writing.unsynced) {
-            (Durability::Buffered, Some(since)) => {
-                (since + BUFFERED_SYNC).saturating_sub(self.clock.now())
-            }
-            // Only who asks for it, and the end, make a manual log sync, so there is nothing for a mark to tell.
-            (Durability::Manual, _) => return None,
-            _ if writing.marked => return None,
-            _ => IDLE_MARK,
-        };
-        self.clock.patience(span)
-    }
-
     /// Writes one group with one write and one sync, or with one of each for each file that begins in it.
-    fn write_group(
-        &self,
-        writing: &mut Writing,
-        mut items: Vec<Submitted>,
-        first: Lsn,
-        durable: Lsn,
-    ) -> Result<(), Error> {
-        writing.marked = false;
-        let (mut from, mut lsn) = (0, first);
+    fn write_group(&self, writing: &mut Writing, group: Group<Submitted>) -> Result<(), Error> {
+        let Group { mut items, last, durable } = group;
+        let count: usize = items.iter().map(|batch| batch.records.len()).sum();
+        let (mut from, mut lsn) = (0, Lsn(last + 1 - count as u64));
         while from < items.len() {
             if let Some(fresh) = items[from].fresh.take() {
                 // A file that another follows must be whole: a hole in it is damage.
@@ -347,17 +335,21 @@ impl Shared {
             let rest = items[from + 1..].iter();
             let to = from + 1 + rest.take_while(|batch| batch.fresh.is_none()).count();
             let run = &items[from..to];
-            records::write(&mut writing.active, run.iter().map(|b| &b.records), lsn, durable)
+            records::write(&mut writing.active, run.iter().map(|b| &b.records), lsn, Lsn(durable))
                 .map_err(Error::io("write the log in", self.files.dir()))?;
             lsn = Lsn(lsn.0 + run.iter().map(|b| b.records.len() as u64).sum::<u64>());
             from = to;
         }
-        if self.level == Durability::Sync {
+        // Where the log's thread is kept busy with groups it does not come to wait, so the first group after that syncs.
+        let now = self.clock.now();
+        let since = *writing.unsynced.get_or_insert(now);
+        let due = self.level == Durability::Buffered && now >= since + BUFFERED_SYNC;
+        if due || self.level == Durability::Sync {
             self.sync_file(&writing.active)?;
+            writing.unsynced = None;
             self.queue.committed();
         } else {
             self.queue.written();
-            writing.unsynced.get_or_insert_with(|| self.clock.now());
         }
         Ok(())
     }
@@ -368,26 +360,19 @@ impl Shared {
 
     /// Syncs what is written.
     fn sync(&self, writing: &mut Writing) -> Result<(), Error> {
-        if writing.unsynced.take().is_some() {
-            self.sync_file(&writing.active)?;
-            self.queue.synced();
-        }
+        self.sync_file(&writing.active)?;
+        writing.unsynced = None;
+        self.queue.synced();
         Ok(())
     }
 
     /// Writes a mark and syncs it: what is before it is known to be synced.
-    fn mark(&self, writing: &mut Writing) -> Result<(), Error> {
-        if writing.marked {
-            return Ok(());
-        }
-        let durable = Lsn(self.queue.durable());
-        let Some(number) = self.queue.own_number() else { return Ok(()) };
+    fn mark(&self, writing: &mut Writing, number: Lsn, durable: Lsn) -> Result<(), Error> {
         let mark = vec![(KIND_MARK, Vec::new())];
-        records::write(&mut writing.active, [&mark], Lsn(number), durable)
+        records::write(&mut writing.active, [&mark], number, durable)
             .map_err(Error::io("write the log in", self.files.dir()))?;
         self.sync_file(&writing.active)?;
         self.queue.committed();
-        writing.marked = true;
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! files of one name would both believe they are alone. It must not know what is said over the socket.
 
 use crate::service::lifecycle::{Cause, Lifecycle};
+use flashbulb_engine::{Error, Store};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::ErrorKind;
@@ -134,11 +135,13 @@ pub fn prepare_store_dir(dir: &Path) -> Result<(), SocketError> {
     let there = match dir.metadata() {
         Ok(there) => there,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            return DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(dir)
-                .map_err(io("make the store's folder", dir));
+            return Store::create_dir(dir).map_err(|error| {
+                let source = match error {
+                    Error::Io { source, .. } => source,
+                    other => std::io::Error::other(other),
+                };
+                io("make the store's folder", dir)(source)
+            });
         }
         Err(error) => return Err(io("look at", dir)(error)),
     };
