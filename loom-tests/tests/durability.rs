@@ -6,10 +6,10 @@
 
 mod common;
 
-use common::{Note, holds, holds_within_bounds, is_caught, is_caught_alone, sleeps_forever};
+use common::{Note, holds, holds_within, is_caught, is_caught_alone, sleeps_forever};
 use flashbulb_engine::sync::shim::{Arc, AtomicU32, Ordering};
 use flashbulb_engine::sync::{
-    CommitQueue, Place, Publication, Refused, RelaxedLoadMutant, RelaxedStoreMutant,
+    CommitQueue, Group, Place, Publication, Refused, RelaxedLoadMutant, RelaxedStoreMutant,
     ReleaseAcquire, SilentMutant, Swapped, Task, UncheckedMutant, Until,
 };
 use loom::cell::UnsafeCell;
@@ -29,63 +29,77 @@ fn queue<P: Publication>() -> Queue<P> {
     Arc::new((CommitQueue::new(0, 100), device))
 }
 
-/// Commits until the queue is closed, with a sync for each group where `syncs`, else only for those who ask; what it committed.
-fn commit<P: Publication>(queue: &Queue<P>, budget: usize, syncs: bool) -> Vec<u32> {
+/// Writes one group to the device, and syncs it where `syncs`.
+fn write_group<P: Publication>(queue: &Queue<P>, group: Group<u32>, syncs: bool) {
     let (queue, device) = &**queue;
-    let mut all = Vec::new();
+    device.written.store(group.last as u32, Ordering::Relaxed);
+    if syncs {
+        device.synced.store(group.last as u32, Ordering::Relaxed);
+        queue.committed();
+    } else {
+        queue.written();
+    }
+}
+
+/// What the committer does until the queue is closed, with a sync for each group where `syncs`, else only for those who ask.
+fn commit<P: Publication>(queue: &Queue<P>, syncs: bool) {
     loop {
-        match queue.next(budget, None) {
-            Task::Group { items, last, .. } => {
-                all.extend(items);
-                device.written.store(last as u32, Ordering::Relaxed);
-                if syncs {
-                    device.synced.store(last as u32, Ordering::Relaxed);
-                    queue.committed();
-                } else {
-                    queue.written();
-                }
-            }
+        match queue.0.next(1, None) {
+            Task::Group(group) => write_group(queue, group, syncs),
             Task::Sync => {
-                let written = device.written.load(Ordering::Relaxed);
-                device.synced.store(written, Ordering::Relaxed);
-                queue.synced();
+                let written = queue.1.written.load(Ordering::Relaxed);
+                queue.1.synced.store(written, Ordering::Relaxed);
+                queue.0.synced();
             }
-            Task::Idle => panic!("there is no patience"),
-            Task::Closed => return all,
+            Task::Mark { number, durable } => {
+                assert_eq!(u64::from(queue.1.synced.load(Ordering::Relaxed)), durable);
+                queue.1.written.store(number as u32, Ordering::Relaxed);
+                queue.1.synced.store(number as u32, Ordering::Relaxed);
+                queue.0.committed();
+            }
+            Task::Closed => return,
         }
     }
 }
 
-/// Submits one item and waits until it is durable.
-fn write<P: Publication>(queue: &Queue<P>, item: u32) {
-    let (queue, device) = &**queue;
-    let number = queue.submit(item, 1, 1).map_err(|(why, _)| why).unwrap();
-    queue.wait(number, Until::Durable).unwrap();
-    let synced = u64::from(device.synced.load(Ordering::Relaxed));
-    assert!(synced >= number, "{number} was acknowledged before it was synced");
+/// Submits one item and waits for it, committing what falls to it.
+fn write<P: Publication>(queue: &Queue<P>, until: Until, syncs: bool) -> Result<(), Refused> {
+    let number = queue.0.submit(1, 1, 1).map_err(|(why, _)| why)?;
+    while let Some(group) = queue.0.wait(number, until, 1)? {
+        write_group(queue, group, syncs);
+    }
+    let reached = match until {
+        Until::Written => &queue.1.written,
+        Until::Durable => &queue.1.synced,
+    };
+    let reached = u64::from(reached.load(Ordering::Relaxed));
+    assert!(reached >= number, "{number} was acknowledged before it was there");
+    Ok(())
 }
 
-/// Two writers, whose items may come in one group or in two: both are woken, neither before its item is synced.
+/// Two writers, each of whom may commit both items, or one, or leave them to the other: none is told too early, none sleeps on.
 fn writers_wait<P: Publication>() {
     let queue = queue::<P>();
-    let writers = [1, 2].map(|item| {
+    let other = {
         let queue = Arc::clone(&queue);
-        thread::spawn(move || write(&queue, item))
-    });
+        thread::spawn(move || write(&queue, Until::Durable, true))
+    };
     let committer = {
         let queue = Arc::clone(&queue);
-        thread::spawn(move || commit(&queue, 1, true))
+        thread::spawn(move || commit(&queue, true))
     };
-    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    assert_eq!(write(&queue, Until::Durable, true), Ok(()));
+    assert_eq!(other.join().unwrap(), Ok(()));
     queue.0.close();
-    let mut all = committer.join().unwrap();
-    all.sort_unstable();
-    assert_eq!(all, [1, 2]);
+    committer.join().unwrap();
+    let last = queue.0.last();
+    assert_eq!((queue.0.last_item(), last), (Some(2), 3), "two items and a mark");
+    assert_eq!(u64::from(queue.1.synced.load(Ordering::Relaxed)), last);
 }
 
 #[test]
 fn commits_wake_their_writers_and_none_too_early() {
-    holds_within_bounds(writers_wait::<ReleaseAcquire>);
+    holds_within(3, writers_wait::<ReleaseAcquire>);
 }
 
 #[test]
@@ -93,29 +107,29 @@ fn commits_that_wake_nobody_are_caught() {
     sleeps_forever("commits_that_wake_nobody_are_caught", writers_wait::<SilentMutant>);
 }
 
-/// A written item that somebody wants synced: the committer, who sleeps, is told, and the wait ends with the sync. Beside it
-/// another is only written, so that not every end of a group is a sync.
+/// A writer who is content with a write beside one who wants a sync and leaves all the work to the committer, who sleeps: the sync
+/// is made.
 fn sync_is_had<P: Publication>() {
     let queue = queue::<P>();
-    let writer = {
+    let other = {
         let queue = Arc::clone(&queue);
-        thread::spawn(move || write(&queue, 1))
+        thread::spawn(move || write(&queue, Until::Written, false))
     };
     let committer = {
         let queue = Arc::clone(&queue);
-        thread::spawn(move || commit(&queue, 1, false))
+        thread::spawn(move || commit(&queue, false))
     };
-    let number = queue.0.submit(2, 1, 1).map_err(|(why, _)| why).unwrap();
-    queue.0.wait(number, Until::Written).unwrap();
-    assert!(u64::from(queue.1.written.load(Ordering::Relaxed)) >= number);
-    writer.join().unwrap();
+    let number = queue.0.submit(1, 1, 1).map_err(|(why, _)| why).unwrap();
+    assert_eq!(queue.0.wait_idly(number, Until::Durable), Ok(()));
+    assert!(u64::from(queue.1.synced.load(Ordering::Relaxed)) >= number);
+    assert_eq!(other.join().unwrap(), Ok(()));
     queue.0.close();
-    assert_eq!(committer.join().unwrap().len(), 2);
+    committer.join().unwrap();
 }
 
 #[test]
 fn a_sync_that_is_waited_for_is_made() {
-    holds_within_bounds(sync_is_had::<ReleaseAcquire>);
+    holds_within(3, sync_is_had::<ReleaseAcquire>);
 }
 
 #[test]
@@ -123,38 +137,62 @@ fn a_sync_that_nobody_is_told_of_is_caught() {
     sleeps_forever("a_sync_that_nobody_is_told_of_is_caught", sync_is_had::<SilentMutant>);
 }
 
+/// Two writers want their items synced and the committer syncs when asked: a group's end is not yet a sync.
+fn ends_are_told_apart<P: Publication>() {
+    let queue = queue::<P>();
+    let other = {
+        let queue = Arc::clone(&queue);
+        thread::spawn(move || write(&queue, Until::Durable, false))
+    };
+    let committer = {
+        let queue = Arc::clone(&queue);
+        thread::spawn(move || commit(&queue, false))
+    };
+    assert_eq!(write(&queue, Until::Durable, false), Ok(()));
+    assert_eq!(other.join().unwrap(), Ok(()));
+    queue.0.close();
+    committer.join().unwrap();
+}
+
+#[test]
+fn a_written_group_is_not_taken_for_a_synced_one() {
+    holds_within(3, ends_are_told_apart::<ReleaseAcquire>);
+}
+
 #[test]
 fn a_wait_that_takes_any_end_for_its_own_is_caught() {
     is_caught_alone(
         "a_wait_that_takes_any_end_for_its_own_is_caught",
-        "before it was synced",
-        sync_is_had::<UncheckedMutant>,
+        "before it was there",
+        ends_are_told_apart::<UncheckedMutant>,
     );
 }
 
 /// The committer fails with one item taken and perhaps one queued: whoever waits is told, and whoever comes.
 fn poison_reaches_all<P: Publication>() {
     let queue = queue::<P>();
-    let writers = [1, 2].map(|item| {
+    let number = queue.0.submit(1, 1, 1).map_err(|(why, _)| why).unwrap();
+    let Task::Group(_) = queue.0.next(1, None) else { panic!("an item is there") };
+    let writers = [0, 1].map(|place| {
         let queue = Arc::clone(&queue);
-        thread::spawn(move || {
-            let number = queue.0.submit(item, 1, 1).map_err(|(why, _)| why);
-            number.and_then(|number| queue.0.wait(number, Until::Durable))
+        thread::spawn(move || match place {
+            0 => queue.0.wait(number, Until::Durable, 1).map(|led| assert!(led.is_none())),
+            _ => write(&queue, Until::Durable, true),
         })
     });
-    match queue.0.next(1, None) {
-        Task::Group { .. } => queue.0.poison("the device is gone"),
-        other => panic!("{other:?}"),
-    }
+    queue.0.poison("the device is gone");
     for writer in writers {
         let outcome = writer.join().unwrap();
         assert!(matches!(outcome, Err(Refused::Poisoned(_))), "told {outcome:?} after a failure");
     }
+    queue.0.committed();
+    assert_eq!(queue.0.durable(), 0, "acknowledged after a failure");
+    assert!(matches!(queue.0.next(1, None), Task::Closed));
 }
 
 #[test]
 fn a_failure_reaches_everybody() {
-    holds_within_bounds(poison_reaches_all::<ReleaseAcquire>);
+    holds_within(3, poison_reaches_all::<ReleaseAcquire>);
 }
 
 #[test]
@@ -166,39 +204,34 @@ fn a_failure_that_wakes_nobody_is_caught() {
 fn a_failure_taken_for_success_is_caught() {
     is_caught_alone(
         "a_failure_taken_for_success_is_caught",
-        "after a failure",
+        "a failure",
         poison_reaches_all::<UncheckedMutant>,
     );
 }
 
-/// The queue closes beside a writer: what was taken in is committed, what was not was refused, and the committer ends.
+/// The queue closes beside a writer: what was taken in is committed, what was not was refused, and the committer ends with all of it
+/// synced.
 fn drains<P: Publication>() {
     let queue = queue::<P>();
     let writer = {
         let queue = Arc::clone(&queue);
-        thread::spawn(move || match queue.0.submit(1, 1, 1) {
-            Ok(number) => {
-                queue.0.wait(number, Until::Durable).unwrap();
-                1
-            }
-            Err((refused, _)) => {
-                assert_eq!(refused, Refused::Closed);
-                0
-            }
-        })
+        thread::spawn(move || write(&queue, Until::Durable, true))
     };
     let closer = {
         let queue = Arc::clone(&queue);
         thread::spawn(move || queue.0.close())
     };
-    let committed = commit(&queue, 1, true).len();
+    commit(&queue, true);
     closer.join().unwrap();
-    assert_eq!(writer.join().unwrap(), committed);
+    let outcome = writer.join().unwrap();
+    assert!(matches!(outcome, Ok(()) | Err(Refused::Closed)), "{outcome:?}");
+    assert_eq!(queue.0.durable(), queue.0.last(), "the committer ended too early");
+    assert_eq!(queue.0.last_item().is_some(), outcome.is_ok());
 }
 
 #[test]
 fn closing_drains_what_was_taken_in() {
-    holds(drains::<ReleaseAcquire>);
+    holds_within(3, drains::<ReleaseAcquire>);
 }
 
 #[test]

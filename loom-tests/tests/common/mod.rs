@@ -17,11 +17,16 @@ pub fn is_caught(model: impl Fn() + Sync + Send + 'static) {
     assert!(run.is_err(), "loom found nothing wrong with a mutant: the model tests too little");
 }
 
-/// As [`holds`], for models too large to be run whole: all interleavings in which threads are interrupted at most three
-/// times, and any number of times where they wait.
+/// As [`holds_within`] three interruptions.
 pub fn holds_within_bounds(model: impl Fn() + Sync + Send + 'static) {
+    holds_within(3, model);
+}
+
+/// As [`holds`], for models too large to be run whole: all interleavings in which threads are interrupted at most so many
+/// times, and any number of times where they wait.
+pub fn holds_within(interruptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = Some(interruptions);
     builder.check(model);
 }
 
