@@ -1,49 +1,74 @@
-//! Each operation fails once, or for ever.
+//! Each operation goes wrong once, or for ever.
 //!
-//! Checked: the failure is an error and never a panic; what was acknowledged is there after a start on a sound disk, and at
-//! most the one step that failed besides.
+//! Checked: a failure is an error and never a panic; what was acknowledged is there after a start on a sound disk, and at most
+//! the one step that failed besides. A write that is short or interrupted changes nothing at all. A write that went astray, or
+//! lost a bit, and said that all was well is named as damage, or what is found is what there was at some moment.
 
 use std::io::ErrorKind;
 
 use super::cut::Chooser;
 use super::disk::{Failure, Fault, FaultDisk, Image};
 use super::workload::{Contents, Run, Step, contents, open};
+use crate::error::Error;
+use crate::types::Durability;
 
-/// Runs `workload` with one operation failing; `false` when there is no such operation.
-fn with_failure(workload: &[Step], failure: Failure) -> bool {
-    let place = || format!("{workload:?}, {failure:?}");
+const SYNC: Durability = Durability::Sync;
+
+/// What came of a workload with an operation that goes wrong.
+struct Outcome {
+    disk: FaultDisk,
+    /// Contents after each step that was acknowledged; the first is empty.
+    acknowledged: Vec<Contents>,
+    /// What a step that failed may have left nevertheless.
+    hoped: Option<Contents>,
+    reached: bool,
+}
+
+/// Runs `workload` up to the first step that fails.
+fn run(workload: &[Step], failure: Failure) -> Outcome {
     let disk = FaultDisk::new(Image::new());
     disk.fail(Some(failure));
-    let mut allowed = vec![Contents::new()];
-    if let Ok(mut run) = Run::begin(disk.clone()) {
+    let (mut acknowledged, mut hoped) = (vec![Contents::new()], None);
+    if let Ok(mut run) = Run::begin(disk.clone(), SYNC) {
         for step in workload {
-            let hoped = run.expected(*step);
-            match run.go(*step) {
-                Ok(()) => allowed = vec![run.model.clone()],
-                Err(_) => {
-                    // Known or unknown, it may have happened; nothing else may be asked of a store that failed.
-                    allowed.push(hoped);
-                    break;
-                }
+            let next = run.expected(*step);
+            if run.go(*step).is_err() {
+                // Known or unknown, it may have happened; nothing else may be asked of a store that failed.
+                hoped = Some(next);
+                break;
             }
+            acknowledged.push(next);
         }
-        drop(run);
     }
     let reached = disk.changes() > failure.at;
     disk.fail(None);
-    let record = disk.record();
+    Outcome { disk, acknowledged, hoped, reached }
+}
+
+/// Runs `workload` with one operation failing; `false` when there is no such operation.
+fn survives(workload: &[Step], failure: Failure) -> bool {
+    let place = || format!("{workload:?}, {failure:?}");
+    let outcome = run(workload, failure);
+    let allowed: Vec<&Contents> =
+        outcome.acknowledged.last().into_iter().chain(&outcome.hoped).collect();
+    let record = outcome.disk.record();
     for chooser in [Chooser::Kept, Chooser::Dropped, Chooser::Chance(failure.at as u64 + 1)] {
         let image = record.cut(record.events.len(), chooser);
-        let store = open(&FaultDisk::new(image))
+        let store = open(&FaultDisk::new(image), SYNC)
             .unwrap_or_else(|e| panic!("{}, {chooser:?}: {e}", place()));
         let found = contents(&store).unwrap();
         assert!(
-            allowed.contains(&found),
+            allowed.contains(&&found),
             "{}, {chooser:?}: {found:#?} is none of {allowed:#?}",
             place()
         );
     }
-    reached
+    outcome.reached
+}
+
+/// Calls `check` with failures at 0, 1, ... until it says that there is no such operation; returns how many there were.
+fn each(check: impl Fn(Failure) -> bool, for_ever: bool, fault: Fault) -> usize {
+    (0..).take_while(|at| check(Failure { at: *at, for_ever, fault })).count()
 }
 
 #[test]
@@ -52,13 +77,95 @@ fn an_operation_that_fails_once_or_for_ever_loses_nothing() {
     for workload in Step::workloads(2) {
         for kind in [ErrorKind::Other, ErrorKind::StorageFull, ErrorKind::ReadOnlyFilesystem] {
             for for_ever in [false, true] {
-                let mut at = 0;
-                while with_failure(&workload, Failure { at, for_ever, fault: Fault::Error(kind) }) {
-                    at += 1;
-                }
-                failures += at;
+                let check = |failure| survives(&workload, failure);
+                failures += each(check, for_ever, Fault::Error(kind));
             }
         }
     }
     println!("{failures} failures");
+}
+
+#[test]
+fn short_and_interrupted_writes_change_nothing() {
+    let mut failures = 0;
+    let harmless = |workload: &[Step], failure| {
+        let outcome = run(workload, failure);
+        let steps = outcome.acknowledged.len() - 1;
+        assert_eq!(steps, workload.len(), "{workload:?} failed after {steps} steps: {failure:?}");
+        let found = contents(&open(&outcome.disk, SYNC).unwrap()).unwrap();
+        assert_eq!(Some(&found), outcome.acknowledged.last(), "{workload:?}, {failure:?}");
+        outcome.reached
+    };
+    for workload in Step::workloads(1).into_iter().chain((1..12).map(|n| Step::by_chance(6, n))) {
+        let check = |failure| harmless(&workload, failure);
+        let interrupted = Fault::Error(ErrorKind::Interrupted);
+        failures += each(check, false, interrupted);
+        for most in [1, 511] {
+            failures += each(check, false, Fault::Short(most));
+        }
+        // Every write takes a part only.
+        check(Failure { at: 0, for_ever: true, fault: Fault::Short(700) });
+    }
+    println!("{failures} short and interrupted writes");
+}
+
+#[test]
+fn a_write_that_goes_astray_is_noticed_or_what_is_found_was_there_once() {
+    let (mut noticed, mut whole, mut earlier) = (0, 0, 0);
+    let mut check = |workload: &[Step], failure: Failure| {
+        let outcome = run(workload, failure);
+        match open(&outcome.disk, SYNC).and_then(|store| contents(&store)) {
+            Ok(found) if outcome.acknowledged.last() == Some(&found) => whole += 1,
+            Ok(found) => {
+                let known = outcome.acknowledged.contains(&found) || outcome.hoped == Some(found);
+                assert!(known, "{workload:?}, {failure:?}");
+                earlier += 1;
+            }
+            Err(Error::Corrupt { .. }) => noticed += 1,
+            Err(e) => panic!("{workload:?}, {failure:?}: {e}"),
+        }
+        outcome.reached
+    };
+    for seed in 1..25 {
+        let workload = Step::by_chance(7, seed);
+        for fault in [Fault::Flipped, Fault::Misdirected(8), Fault::Misdirected(4096)] {
+            let mut at = 0;
+            while check(&workload, Failure { at, for_ever: false, fault }) {
+                at += 1;
+            }
+        }
+    }
+    println!("{noticed} noticed, {whole} harmless, {earlier} with an earlier state");
+    assert!(noticed > 100);
+    assert_eq!(earlier, 0, "a store that was closed lost what it had acknowledged");
+}
+
+#[test]
+fn a_store_that_cannot_be_read_now_can_be_later() {
+    let mut failures = 0;
+    for seed in 1..12 {
+        let workload = Step::by_chance(8, seed);
+        let disk = FaultDisk::new(Image::new());
+        let mut run = Run::begin(disk.clone(), SYNC).unwrap();
+        workload.iter().for_each(|step| run.go(*step).unwrap());
+        let model = run.model.clone();
+        drop(run);
+        let image = disk.live();
+        failures += each(
+            |failure| {
+                let disk = FaultDisk::new(image.clone());
+                disk.fail_reading(Some(failure));
+                let found = open(&disk, SYNC).and_then(|store| contents(&store));
+                let reached = disk.reads() > failure.at;
+                assert!(!reached || !matches!(found, Err(Error::Corrupt { .. })), "{failure:?}");
+                disk.fail_reading(None);
+                let found = contents(&open(&disk, SYNC).unwrap()).unwrap();
+                assert_eq!(found, model, "{workload:?}, {failure:?}");
+                reached
+            },
+            false,
+            Fault::Error(ErrorKind::Other),
+        );
+    }
+    println!("{failures} readings that failed");
 }

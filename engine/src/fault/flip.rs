@@ -5,11 +5,12 @@
 use super::disk::{FaultDisk, Image};
 use super::workload::{Contents, Run, Step, contents, open};
 use crate::error::Error;
+use crate::types::Durability;
 
 /// A store with two segments, one of them merged, and its log.
 fn closed() -> (Image, Contents) {
     let disk = FaultDisk::new(Image::new());
-    let mut run = Run::begin(disk.clone()).unwrap();
+    let mut run = Run::begin(disk.clone(), Durability::Sync).unwrap();
     for step in [
         Step::AddBatch,
         Step::AddText,
@@ -32,7 +33,7 @@ fn closed() -> (Image, Contents) {
 }
 
 fn read(image: Image) -> Result<Contents, Error> {
-    contents(&open(&FaultDisk::new(image))?)
+    contents(&open(&FaultDisk::new(image), Durability::Sync)?)
 }
 
 #[test]

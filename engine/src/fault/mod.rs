@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
+mod concurrent;
 mod crash;
 mod cut;
 mod disk;

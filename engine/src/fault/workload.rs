@@ -12,7 +12,7 @@ use super::disk::{FaultDisk, bits};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::store::Store;
-use crate::types::{NewMemory, OnConflict, Patch, Selection, SpaceName, StoreOptions};
+use crate::types::{Durability, NewMemory, OnConflict, Patch, Selection, SpaceName, StoreOptions};
 
 pub(super) const DIR: &str = "/store";
 const DIM: usize = 8;
@@ -40,10 +40,14 @@ pub(super) enum Step {
     Compact,
     /// Closed and opened.
     Reopen,
+    /// What was acknowledged is synced.
+    Sync,
+    /// A copy, in a folder of its own.
+    Snapshot,
 }
 
 impl Step {
-    pub(super) const ALL: [Step; 10] = [
+    pub(super) const ALL: [Step; 12] = [
         Step::AddText,
         Step::AddBatch,
         Step::Embed,
@@ -54,7 +58,15 @@ impl Step {
         Step::Seal,
         Step::Compact,
         Step::Reopen,
+        Step::Sync,
+        Step::Snapshot,
     ];
+
+    /// Whether what was acknowledged before is synced once this step is, whatever the level. A seal is left out: upkeep may have
+    /// found something more urgent to do.
+    pub(super) fn syncs(self) -> bool {
+        matches!(self, Step::Compact | Step::Reopen | Step::Sync | Step::Snapshot)
+    }
 
     /// All workloads of up to `most` steps.
     pub(super) fn workloads(most: usize) -> Vec<Vec<Step>> {
@@ -89,21 +101,34 @@ pub(super) struct Run {
     pub(super) disk: FaultDisk,
     store: Option<Store>,
     pub(super) model: Contents,
+    /// Snapshots: the folder, and what must be in it.
+    pub(super) copies: Vec<(String, Contents)>,
+    level: Durability,
     made: usize,
 }
 
-fn name(space: &str) -> SpaceName {
+pub(super) fn name(space: &str) -> SpaceName {
     SpaceName::parse(space).unwrap()
 }
 
-fn vector(n: usize) -> Vec<f32> {
+pub(super) fn vector(n: usize) -> Vec<f32> {
     (0..DIM).map(|i| ((n as f32 + 1.0) * (i as f32 + 1.0) * 0.37).sin() + 0.01).collect()
 }
 
-pub(super) fn open(disk: &FaultDisk) -> Result<Store, Error> {
-    let options =
-        StoreOptions { log_file_bytes: 8 << 10, seal_bytes: 1, ..StoreOptions::new(DIM, "m") };
-    Store::open_on(Arc::new(disk.clone()), Arc::new(StillClock), Path::new(DIR), options)
+fn options(durability: Durability) -> StoreOptions {
+    let small = StoreOptions::new(DIM, "m");
+    StoreOptions { log_file_bytes: 8 << 10, seal_bytes: 1, durability, ..small }
+}
+
+pub(super) fn open(disk: &FaultDisk, level: Durability) -> Result<Store, Error> {
+    let disk = Arc::new(disk.clone());
+    Store::open_on(disk, Arc::new(StillClock), Path::new(DIR), options(level))
+}
+
+/// Opens a store that is not to be written to.
+pub(super) fn open_copy(disk: &FaultDisk, dir: &str) -> Result<Store, Error> {
+    let disk = Arc::new(disk.clone());
+    Store::read_on(disk, Arc::new(StillClock), Path::new(dir), options(Durability::Sync))
 }
 
 /// A clock that stands: nothing happens because time has passed, so that a workload gives the same operations each time.
@@ -136,12 +161,13 @@ pub(super) fn contents(store: &Store) -> Result<Contents, Error> {
 }
 
 impl Run {
-    pub(super) fn begin(disk: FaultDisk) -> Result<Run, Error> {
-        let store = open(&disk)?;
-        Ok(Run { disk, store: Some(store), model: Contents::new(), made: 0 })
+    pub(super) fn begin(disk: FaultDisk, level: Durability) -> Result<Run, Error> {
+        let store = open(&disk, level)?;
+        let (model, copies) = (Contents::new(), Vec::new());
+        Ok(Run { disk, store: Some(store), model, copies, level, made: 0 })
     }
 
-    fn store(&self) -> &Store {
+    pub(super) fn store(&self) -> &Store {
         self.store.as_ref().unwrap()
     }
 
@@ -187,7 +213,7 @@ impl Run {
             Step::Drop => {
                 next.remove("second");
             }
-            Step::Seal | Step::Compact | Step::Reopen => {}
+            Step::Seal | Step::Compact | Step::Reopen | Step::Sync | Step::Snapshot => {}
         }
         next
     }
@@ -268,7 +294,15 @@ impl Run {
                 if let Some(store) = self.store.take() {
                     store.close()?;
                 }
-                self.store = Some(open(&self.disk)?);
+                self.store = Some(open(&self.disk, self.level)?);
+            }
+            Step::Sync => {
+                self.store().sync()?;
+            }
+            Step::Snapshot => {
+                let dir = format!("/copy/{:04}", self.made);
+                self.store().snapshot(Path::new(&dir))?;
+                self.copies.push((dir, self.model.clone()));
             }
         }
         Ok(())
