@@ -66,19 +66,15 @@ pub(crate) trait Held: Send + Sync + std::fmt::Debug {}
 
 impl Held for File {}
 
-/// The lock of a folder that has no lock file.
-#[derive(Debug)]
-struct Unheld;
-
-impl Held for Unheld {}
+impl Held for (File, File) {}
 
 /// The file operations the engine needs, each durable only as it says.
 pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// Makes a folder that must not exist, in one that does, private to the user; durable after [`Disk::sync_dir`] of that.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Locks the file `path`, which is made if need be; `None` if another process has it.
+    /// Locks the file `path`, which is made if need be, and its folder; `None` if another process has either.
     fn try_lock(&self, path: &Path) -> io::Result<Option<Lock>>;
-    /// Locks the file `path`, if there is one, together with other readers; `None` if a writer has it. Writes nothing.
+    /// Locks the folder of `path` together with other readers; `None` if a writer has it. Writes nothing.
     fn try_lock_shared(&self, path: &Path) -> io::Result<Option<Lock>>;
     /// Names of the files in `dir`.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
@@ -128,16 +124,17 @@ impl Disk for RealDisk {
 
     fn try_lock(&self, path: &Path) -> io::Result<Option<Lock>> {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        held(file.try_lock(), file)
+        if !taken(file.try_lock())? {
+            return Ok(None);
+        }
+        let dir = folder_of(path)?;
+        Ok(taken(dir.try_lock())?.then(|| Box::new((file, dir)) as Lock))
     }
 
     fn try_lock_shared(&self, path: &Path) -> io::Result<Option<Lock>> {
-        match File::open(path) {
-            Ok(file) => held(file.try_lock_shared(), file),
-            // A snapshot has none, and none can be made on read-only media: there is no writer to keep out.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Some(Box::new(Unheld))),
-            Err(e) => Err(e),
-        }
+        // The folder alone: a snapshot has no lock file, and none can be made on read-only media.
+        let dir = folder_of(path)?;
+        Ok(taken(dir.try_lock_shared())?.then(|| Box::new(dir) as Lock))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -184,12 +181,18 @@ impl Disk for RealDisk {
     }
 }
 
-fn held(taken: Result<(), TryLockError>, file: File) -> io::Result<Option<Lock>> {
-    match taken {
-        Ok(()) => Ok(Some(Box::new(file))),
-        Err(TryLockError::WouldBlock) => Ok(None),
+/// Whether a lock was taken, or another has it.
+fn taken(outcome: Result<(), TryLockError>) -> io::Result<bool> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(e)) => Err(e),
     }
+}
+
+/// The folder of `path`, open to be locked.
+fn folder_of(path: &Path) -> io::Result<File> {
+    File::open(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))
 }
 
 /// Makes a folder and those above it that are missing, each durably; does nothing where it is there.

@@ -32,6 +32,11 @@ pub enum Error {
         /// The id that is taken.
         id: String,
     },
+    /// An add was repeated under its key, but it is not the same.
+    #[error(
+        "this idempotency key was used for another request; nothing was added. Repeat that one as it was, or take a new key"
+    )]
+    KeyTaken,
     /// One request names the same id twice.
     #[error("id {id:?} appears more than once in one request; nothing was changed")]
     DuplicateInRequest {
@@ -164,7 +169,7 @@ pub enum Error {
     ReadOnly,
     /// A store that was not closed cleanly cannot be read as it is.
     #[error(
-        "the store {dir} was not closed cleanly: its log holds changes that a recovery must bring in, and that writes. Open it once for writing, or a writable copy of it"
+        "the store {dir} was not closed cleanly: its log holds changes that a recovery must bring in, and that writes. Open it once for writing (start it without --read-only), or a writable copy of it"
     )]
     NeedsRecovery {
         /// The data directory.

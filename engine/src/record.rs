@@ -2,13 +2,17 @@
 //!
 //! Layout, little-endian: `seq u64 | ts_ms i64 | id_len u16 | role_len u16 | session_len u16 | flags u16 | meta_len u32 |
 //! text_len u32 | id | role | session | meta | text`; a length of all ones means "absent". Flag 1: the vectors are the caller's own.
+//! Flag 2: `key u128 | content u128` of the request it came with follow.
 //! Invariant: `decode` accepts exactly what `encode` makes and never panics. Knows nothing of where the bytes lie.
 
 use crate::codec::Reader;
-use crate::types::{Memory, NewMemory, Seq};
+use crate::types::{Memory, NewMemory, RequestId, Seq};
 
 /// Bytes before the variable part.
 const FIXED_BYTES: usize = 32;
+const REQUEST_BYTES: usize = 32;
+const FLAG_OWN_VECTORS: u16 = 1;
+const FLAG_REQUEST: u16 = 2;
 const ABSENT_U16: u16 = u16::MAX;
 const ABSENT_U32: u32 = u32::MAX;
 
@@ -24,6 +28,7 @@ pub(crate) struct RecordRef<'a> {
     pub(crate) text: &'a str,
     /// The vectors came from the caller, not from the store's model.
     pub(crate) own_vectors: bool,
+    pub(crate) request: Option<RequestId>,
 }
 
 impl<'a> RecordRef<'a> {
@@ -37,6 +42,7 @@ impl<'a> RecordRef<'a> {
             meta: m.meta.as_deref(),
             text: &m.text,
             own_vectors,
+            request: m.request,
         }
     }
 
@@ -48,6 +54,7 @@ impl<'a> RecordRef<'a> {
             + of(self.session)
             + of(self.meta)
             + self.text.len()
+            + self.request.map_or(0, |_| REQUEST_BYTES)
     }
 
     /// Appends the encoding. The parts are within the limits of `types`, which fit their length fields.
@@ -64,12 +71,18 @@ impl<'a> RecordRef<'a> {
         for s in [Some(self.id), self.role, self.session] {
             out.extend_from_slice(&short(s).to_le_bytes());
         }
-        out.extend_from_slice(&u16::from(self.own_vectors).to_le_bytes());
+        let own = if self.own_vectors { FLAG_OWN_VECTORS } else { 0 };
+        let request = if self.request.is_some() { FLAG_REQUEST } else { 0 };
+        out.extend_from_slice(&(own | request).to_le_bytes());
         for s in [self.meta, Some(self.text)] {
             out.extend_from_slice(&long(s).to_le_bytes());
         }
         for s in [Some(self.id), self.role, self.session, self.meta, Some(self.text)] {
             out.extend_from_slice(s.unwrap_or_default().as_bytes());
+        }
+        if let Some(RequestId { key, content }) = self.request {
+            out.extend_from_slice(&key.to_le_bytes());
+            out.extend_from_slice(&content.to_le_bytes());
         }
     }
 
@@ -79,7 +92,8 @@ impl<'a> RecordRef<'a> {
         let (seq, ts_ms) = (Seq(r.u64()?), r.i64()?);
         let (id, role, session, flags) = (r.u16()?, r.u16()?, r.u16()?, r.u16()?);
         let (meta, text) = (r.u32()?, r.u32()?);
-        if flags > 1 || id == ABSENT_U16 || text == ABSENT_U32 {
+        if flags & !(FLAG_OWN_VECTORS | FLAG_REQUEST) != 0 || id == ABSENT_U16 || text == ABSENT_U32
+        {
             return None;
         }
         let id = r.text(id.into())?;
@@ -87,6 +101,10 @@ impl<'a> RecordRef<'a> {
         let session = optional(&mut r, (session != ABSENT_U16).then_some(session.into()))?;
         let meta = optional(&mut r, (meta != ABSENT_U32).then_some(meta as usize))?;
         let text = r.text(text as usize)?;
+        let request = match flags & FLAG_REQUEST {
+            0 => None,
+            _ => Some(RequestId { key: r.u128()?, content: r.u128()? }),
+        };
         (r.remaining() == 0).then_some(RecordRef {
             seq,
             ts_ms,
@@ -95,7 +113,8 @@ impl<'a> RecordRef<'a> {
             session,
             meta,
             text,
-            own_vectors: flags == 1,
+            own_vectors: flags & FLAG_OWN_VECTORS != 0,
+            request,
         })
     }
 
@@ -143,10 +162,12 @@ mod tests {
             seq in any::<u64>(), ts_ms in any::<i64>(), id in ".{1,40}",
             role in proptest::option::of(".{0,20}"), session in proptest::option::of(".{0,20}"),
             meta in proptest::option::of(".{0,50}"), text in ".{0,200}", own_vectors in any::<bool>(),
+            request in proptest::option::of(any::<(u128, u128)>()),
         ) {
+            let request = request.map(|(key, content)| RequestId { key, content });
             let r = RecordRef {
                 seq: Seq(seq), ts_ms, id: &id, role: role.as_deref(), session: session.as_deref(),
-                meta: meta.as_deref(), text: &text, own_vectors,
+                meta: meta.as_deref(), text: &text, own_vectors, request,
             };
             let mut bytes = Vec::new();
             r.encode(&mut bytes);

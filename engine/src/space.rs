@@ -3,6 +3,7 @@
 //! Invariant: columns only grow; readers of a search take no lock here. Writers hold [`Space::writer`], and what they
 //! append is complete before it is published. Knows nothing of the log: what is applied here was submitted before.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -15,7 +16,7 @@ use crate::op::{NewRecord, Rows};
 use crate::parts::{Head, Loc, Parts};
 use crate::record::RecordRef;
 use crate::sync::{AppendVec, Place};
-use crate::types::{Seq, SpaceId, SpaceName};
+use crate::types::{RequestId, Seq, SpaceId, SpaceName};
 
 /// A memory's number in its space, dense, in the order of `seq`. Lives as long as the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,7 +99,29 @@ pub(crate) struct Writer {
     symbols: HashMap<Box<str>, u32>,
     /// A memory of each text: the oldest that was live when the latest came. Callers' own vectors are not shared.
     texts: HashMap<u128, u32>,
+    /// Requests that may be repeated, by key: what was asked for, and how many of its memories are live.
+    requests: HashMap<u128, (u128, u32)>,
     pub(crate) dropped: bool,
+}
+
+impl Writer {
+    /// What was asked for under `key`, as long as a memory of it is live.
+    pub(crate) fn asked_under(&self, key: u128) -> Option<u128> {
+        self.requests.get(&key).map(|(content, _)| *content)
+    }
+
+    fn count_request(&mut self, request: RequestId) {
+        self.requests.entry(request.key).or_insert((request.content, 0)).1 += 1;
+    }
+
+    fn forget_request(&mut self, request: RequestId) {
+        if let Entry::Occupied(mut known) = self.requests.entry(request.key) {
+            known.get_mut().1 = known.get().1.saturating_sub(1);
+            if known.get().1 == 0 {
+                known.remove();
+            }
+        }
+    }
 }
 
 /// A space.
@@ -179,6 +202,9 @@ impl Space {
                 *entry = no;
             }
         }
+        if let Some(request) = r.request {
+            writer.count_request(request);
+        }
         self.raise_seq(r.seq);
         RecordNo(no)
     }
@@ -248,6 +274,9 @@ impl Space {
             ids.remove(r.id);
         }
         drop(ids);
+        if let Some(request) = r.request {
+            writer.forget_request(request);
+        }
         let hash = r.text_hash();
         if writer.texts.get(&hash) == Some(&no.0) {
             writer.texts.remove(&hash);

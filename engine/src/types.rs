@@ -98,6 +98,8 @@ pub struct NewMemory {
     pub meta: Option<String>,
     /// The caller's own vectors; searchable at once.
     pub vectors: Option<Vec<Vec<f32>>>,
+    /// The request that it comes with, if that may be repeated: see [`Store::add_once`](crate::Store::add_once).
+    pub request: Option<RequestId>,
 }
 
 /// What to do with an id that is already there.
@@ -110,10 +112,15 @@ pub enum OnConflict {
     Skip,
     /// Put the new memory in its place, at the end of the order.
     Replace,
-    /// Take the request for one that may have been done before: where one of its items is there, nothing is added and all are
-    /// answered [`AddStatus::Skipped`]; an item that is there must have the same text, role, session and meta, else the request
-    /// is refused as with [`OnConflict::Error`].
-    Repeat,
+}
+
+/// Tells an add that may be repeated from others; kept with each of its memories, also when they are updated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RequestId {
+    /// Stands for the key that the caller chose.
+    pub key: u128,
+    /// Stands for all that was asked for under it.
+    pub content: u128,
 }
 
 /// What became of one added item.
@@ -135,7 +142,7 @@ pub struct AddedItem {
     pub id: String,
     /// What was done.
     pub status: AddStatus,
-    /// The memory's place in the order; 0 for one that was added by an earlier [`OnConflict::Repeat`] and deleted since.
+    /// The memory's place in the order; 0 for one that an earlier request added and that was deleted since.
     pub seq: Seq,
     /// Whether it waits for vectors.
     pub needs_vectors: bool,

@@ -107,6 +107,7 @@ fn memory(id: u8, text: u8, vec: Option<u8>) -> NewMemory {
         ts_ms: i64::from(text) * 1000,
         meta: text.is_multiple_of(4).then(|| format!("{{\"n\": {text}, \"odd\":  [1.50]}}")),
         vectors: vec.map(|v| vec![vector(v), vector(v.wrapping_add(100))]),
+        request: None,
     }
 }
 

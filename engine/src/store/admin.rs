@@ -76,7 +76,7 @@ pub struct StoreStatus {
 /// What a verification found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct VerifyReport {
-    /// Sealed files read.
+    /// Sealed files and manifests read.
     pub files: u64,
     /// Blocks whose checksum was computed.
     pub blocks: u64,
@@ -157,6 +157,13 @@ impl Store {
         self.check_open()?;
         let manifest = self.upkeep.lock();
         let mut report = VerifyReport::default();
+        report.files += 1;
+        let on_disk = Manifest::read_newest(&*self.disk, &self.dir, &[manifest.generation]);
+        match on_disk {
+            Ok(Some(read)) if read == *manifest => {}
+            Ok(_) => report.problems.push("the manifest on disk is not the one in use".into()),
+            Err(error) => report.problems.push(error.to_string()),
+        }
         for segment in self.parts.now().segments() {
             let entry = manifest.segments.iter().find(|e| e.part == segment.header().part);
             let checksum = entry.and_then(|e| u128::from_str_radix(&e.checksum, 16).ok());

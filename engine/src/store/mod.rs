@@ -96,7 +96,7 @@ impl Store {
     }
 
     /// Opens the store in `dir` for reading, beside other readers and on read-only media; writes nothing there. Graphs that are
-    /// not saved are built in memory. Where a snapshot has no lock file, nobody is kept out.
+    /// not saved are built in memory.
     ///
     /// # Errors
     /// [`Error::NoStore`] if there is none; [`Error::NeedsRecovery`] if it was not closed cleanly; [`Error::Locked`] if a writer

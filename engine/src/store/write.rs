@@ -18,8 +18,8 @@ use crate::segment::Tombstone;
 use crate::space::{RecordNo, Space, Writer};
 use crate::types::{
     AddStatus, Added, AddedItem, Deleted, ID_MAX_BYTES, LABEL_MAX_BYTES, Lsn, META_MAX_BYTES,
-    NewMemory, OnConflict, Patch, Selection, Seq, SpaceId, SpaceName, TEXT_MAX_BYTES, Updated,
-    VECTORS_MAX,
+    NewMemory, OnConflict, Patch, RequestId, Selection, Seq, SpaceId, SpaceName, TEXT_MAX_BYTES,
+    Updated, VECTORS_MAX,
 };
 
 /// A log record is closed once it holds this much, so that large batches stay below the record limit.
@@ -48,6 +48,32 @@ impl Store {
     /// [`Error::Invalid`], [`Error::TooLarge`], [`Error::DimMismatch`], [`Error::BadVector`] for what the items say;
     /// [`Error::Busy`], [`Error::DiskFull`], [`Error::Poisoned`], [`Error::ReadOnly`], [`Error::Closed`].
     pub fn add(
+        &self,
+        name: &SpaceName,
+        mut items: Vec<NewMemory>,
+        on_conflict: OnConflict,
+    ) -> Result<Added, Error> {
+        items.iter_mut().for_each(|item| item.request = None);
+        self.add_whole(name, items, on_conflict)
+    }
+
+    /// As [`Store::add`], and nothing is added twice where the same request is repeated, because its answer was lost: as long as one
+    /// of its memories is live, all its items are answered [`AddStatus::Skipped`]. What was updated since stays as it is, what
+    /// was deleted stays so.
+    ///
+    /// # Errors
+    /// [`Error::KeyTaken`] if the key was used with another content; otherwise as [`Store::add`] with [`OnConflict::Error`].
+    pub fn add_once(
+        &self,
+        name: &SpaceName,
+        mut items: Vec<NewMemory>,
+        request: RequestId,
+    ) -> Result<Added, Error> {
+        items.iter_mut().for_each(|item| item.request = Some(request));
+        self.add_whole(name, items, OnConflict::Error)
+    }
+
+    fn add_whole(
         &self,
         name: &SpaceName,
         items: Vec<NewMemory>,
@@ -84,8 +110,9 @@ impl Store {
         on_conflict: OnConflict,
         create: Option<Op>,
     ) -> Result<(Lsn, Added), Error> {
-        if on_conflict == OnConflict::Repeat
-            && let Some(items) = self.done_before(space, items)?
+        let request = items.first().and_then(|item| item.memory.request);
+        if let Some(request) = request
+            && let Some(items) = Self::done_before(space, &writer, items, request)?
         {
             return Ok((self.wal.last_lsn(), Added { items, seq: space.last_seq() }));
         }
@@ -97,9 +124,7 @@ impl Store {
             let old = space.by_id(id).and_then(|no| space.record(no).map(|c| (no, c)));
             let status = match (old, on_conflict) {
                 (None, _) => AddStatus::Added,
-                (Some(_), OnConflict::Error | OnConflict::Repeat) => {
-                    return Err(Error::Conflict { id: id.clone() });
-                }
+                (Some(_), OnConflict::Error) => return Err(Error::Conflict { id: id.clone() }),
                 (Some(_), OnConflict::Skip) => AddStatus::Skipped,
                 (Some(_), OnConflict::Replace) => AddStatus::Replaced,
             };
@@ -120,29 +145,26 @@ impl Store {
         Ok((lsn, Added { items: out, seq }))
     }
 
-    /// The answer to a request that was done before, as at least one of its items tells; `None` if it was not.
-    fn done_before(&self, space: &Space, items: &[Valid]) -> Result<Option<Vec<AddedItem>>, Error> {
-        let mut out = Vec::with_capacity(items.len());
-        for Valid { memory, .. } in items {
-            let id = memory.id.clone();
-            let found = match space.by_id(&id) {
-                Some(no) => space.with_record(&self.parts, no, |cell, r| {
-                    let same = r.text == memory.text
-                        && r.role == memory.role.as_deref()
-                        && r.session == memory.session.as_deref()
-                        && r.meta == memory.meta.as_deref();
-                    same.then(|| (cell.seq, !cell.is_searchable()))
-                })?,
-                None => None,
-            };
-            let (seq, needs_vectors) = match found {
-                Some(Some(as_asked)) => as_asked,
-                Some(None) => return Err(Error::Conflict { id }),
-                None => (Seq(0), false),
-            };
-            out.push(AddedItem { id, status: AddStatus::Skipped, seq, needs_vectors });
+    /// The answer to the request if it was done before: what became of its items.
+    fn done_before(
+        space: &Space,
+        writer: &Writer,
+        items: &[Valid],
+        request: RequestId,
+    ) -> Result<Option<Vec<AddedItem>>, Error> {
+        match writer.asked_under(request.key) {
+            None => return Ok(None),
+            Some(content) if content != request.content => return Err(Error::KeyTaken),
+            Some(_) => {}
         }
-        Ok(out.iter().any(|item| item.seq > Seq(0)).then_some(out))
+        let found = |item: &Valid| {
+            let id = item.memory.id.clone();
+            let cell = space.by_id(&id).and_then(|no| space.record(no));
+            let (seq, needs_vectors) =
+                cell.map_or((Seq(0), false), |c| (c.seq, !c.is_searchable()));
+            AddedItem { id, status: AddStatus::Skipped, seq, needs_vectors }
+        };
+        Ok(Some(items.iter().map(found).collect()))
     }
 
     /// Submits a change and applies it. The caller waits for the LSN.
@@ -263,9 +285,9 @@ impl Store {
         let mut writer = space.writer.lock();
         let missing = || Error::NoSuchMemory { space: name.to_string(), id: id.to_owned() };
         let no = space.by_id(id).ok_or_else(missing)?;
-        let (old_seq, old, were_own) = space
+        let (old_seq, old, were_own, request) = space
             .with_record(&self.parts, no, |cell, r| {
-                (cell.seq, r.to_memory(cell.is_searchable()), r.own_vectors)
+                (cell.seq, r.to_memory(cell.is_searchable()), r.own_vectors, r.request)
             })?
             .ok_or_else(missing)?;
         if let Some(expected) = if_seq.filter(|s| *s != old_seq) {
@@ -282,6 +304,7 @@ impl Store {
             ts_ms: patch.ts_ms.unwrap_or(old.ts_ms),
             meta: patch.meta.unwrap_or(old.meta),
             vectors: patch.vectors.or(patch.text_vectors.filter(|_| !same_text)),
+            request,
         };
         let mut valid = self.validate(vec![memory])?;
         let Some(mut item) = valid.pop() else { return Err(missing()) };

@@ -194,7 +194,10 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
     // Only now may another daemon take the socket: this one has let go of the store.
     drop(lock);
     served?;
-    closed.map_err(ServeError::Close)?;
+    closed.map_err(|error| match error {
+        Error::Poisoned { cause } => ServeError::OutcomeUnknown(cause),
+        other => ServeError::Close(other),
+    })?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -22,6 +22,7 @@ fn describe(error: Error) -> (ErrorCode, Value) {
         Error::NoSuchSpace { space } => (ErrorCode::NoSuchSpace, json!({ "what": space })),
         Error::NoSuchMemory { id, .. } => (ErrorCode::NoSuchMemory, json!({ "what": id })),
         Error::Conflict { id } => (ErrorCode::Conflict, json!({ "what": id })),
+        Error::KeyTaken => (ErrorCode::Conflict, json!({ "what": "idempotency_key" })),
         Error::ExpectCount { expected, found } => (
             ErrorCode::ExpectCount,
             json!({ "what": "expect_count", "expected": expected, "found": found }),

@@ -20,7 +20,7 @@ use crate::service::lanes::{self, interactive};
 use crate::service::output::{CHUNK, Room, memory};
 use crate::service::{Context, Service, validate};
 use flashbulb_engine as engine;
-use flashbulb_engine::{Added, Error, NewMemory, Selection, Seq, SpaceName};
+use flashbulb_engine::{Added, Error, NewMemory, RequestId, Selection, Seq, SpaceName};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -39,11 +39,11 @@ pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> 
     let service = &context.service;
     let space = validate::space(&params.space)?;
     let mut items = params.items;
-    let mut on_conflict = on_conflict(params.on_conflict);
+    let mut how = How::Add(on_conflict(params.on_conflict));
     if let Some(key) = &params.idempotency_key {
         validate::key(key, params.on_conflict, &service.limits)?;
+        how = How::Once(validate::request(key, &items));
         validate::name_items(&space, key, &mut items);
-        on_conflict = engine::OnConflict::Repeat;
     }
     let items = validate::items(items, &service.limits)?;
     let small = lanes::is_small(&items);
@@ -55,7 +55,7 @@ pub fn add(context: &Context, params: AddParams) -> Result<AddResult, RpcError> 
     let texts: Vec<String> =
         if inline { items.iter().map(|item| item.text.clone()).collect() } else { Vec::new() };
     context.clock.skip();
-    let added = store(service, &space, items, on_conflict);
+    let added = store(service, &space, items, how);
     context.clock.mark(Stage::Store);
     let added = added?;
     let waiting: Vec<Seq> =
@@ -89,6 +89,14 @@ pub(crate) fn reserve_pending(
     service.bulk.reserve(count, limit).ok_or_else(busy)
 }
 
+/// How memories are to be stored.
+pub(crate) enum How {
+    /// As if nothing like it had been asked before.
+    Add(engine::OnConflict),
+    /// Not again, if it was.
+    Once(RequestId),
+}
+
 fn on_conflict(asked: OnConflict) -> engine::OnConflict {
     match asked {
         OnConflict::Error => engine::OnConflict::Error,
@@ -102,9 +110,13 @@ pub(crate) fn store(
     service: &Service,
     space: &SpaceName,
     items: Vec<NewMemory>,
-    on_conflict: engine::OnConflict,
+    how: How,
 ) -> Result<Added, RpcError> {
-    let added = service.store.add(space, items, on_conflict).map_err(of_engine)?;
+    let added = match how {
+        How::Add(on_conflict) => service.store.add(space, items, on_conflict),
+        How::Once(request) => service.store.add_once(space, items, request),
+    };
+    let added = added.map_err(of_engine)?;
     let stored =
         added.items.iter().filter(|item| item.status != engine::AddStatus::Skipped).count();
     count(&service.counters.memories_added, stored as u64);

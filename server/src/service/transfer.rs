@@ -11,7 +11,7 @@ use crate::rpc::time::TsMs;
 use crate::rpc::{ErrorCode, RpcError};
 use crate::service::errors::{of_engine, of_file};
 use crate::service::lanes::bulk::Reserved;
-use crate::service::memory::{reserve_pending, store};
+use crate::service::memory::{How, reserve_pending, store};
 use crate::service::output::{CHUNK, memory};
 use crate::service::{Context, Service, validate};
 use flashbulb_engine::{AddStatus, Error, NewMemory, OnConflict, Seq, SpaceName};
@@ -153,10 +153,11 @@ impl StoreSink<'_> {
                     ts_ms: item.ts_ms.unwrap_or(now.0),
                     meta,
                     vectors: None,
+                    request: None,
                 })
             })
             .collect::<Result<Vec<_>, RpcError>>()?;
-        let added = store(self.service, &self.space, memories, OnConflict::Skip)?;
+        let added = store(self.service, &self.space, memories, How::Add(OnConflict::Skip))?;
         let waiting: Vec<Seq> =
             added.items.iter().filter(|item| item.needs_vectors).map(|item| item.seq).collect();
         self.service.bulk.added(&self.space, &waiting, false);

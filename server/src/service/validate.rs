@@ -6,11 +6,12 @@
 use crate::rpc::params::{NewItem, OnConflict, PatchParams, TimeParams};
 use crate::rpc::time::TsMs;
 use crate::rpc::{self, Limits, RpcError};
-use flashbulb_engine::{Filter, NewMemory, Patch, SpaceName, TimeRange};
+use flashbulb_engine::{Filter, NewMemory, Patch, RequestId, SpaceName, TimeRange};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use uuid::Uuid;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 /// The name of a space.
 pub(crate) fn space(name: &str) -> Result<SpaceName, RpcError> {
@@ -59,6 +60,29 @@ pub(crate) fn name_items(space: &SpaceName, key: &str, items: &mut [NewItem]) {
         let name = format!("{space}\n{key}\n{place}");
         item.id = Some(Uuid::new_v5(&NAMESPACE, name.as_bytes()).to_string());
     }
+}
+
+/// What tells a request from others: its key, and all that its items say.
+pub(crate) fn request(key: &str, items: &[NewItem]) -> RequestId {
+    let mut content = Xxh3::new();
+    let mut put = |part: Option<&[u8]>| {
+        content.update(&part.map_or(u64::MAX, |bytes| bytes.len() as u64).to_le_bytes());
+        content.update(part.unwrap_or_default());
+    };
+    for item in items {
+        for text in [&item.id, &item.role, &item.session] {
+            put(text.as_deref().map(str::as_bytes));
+        }
+        put(Some(item.text.as_bytes()));
+        put(item.meta.as_deref().map(|meta| meta.get().as_bytes()));
+        put(item.ts.map(|ts| ts.0.to_le_bytes()).as_ref().map(<[u8; 8]>::as_slice));
+        let vector = item
+            .vector
+            .as_deref()
+            .map(|vector| vector.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+        put(vector.as_deref());
+    }
+    RequestId { key: xxh3_128(key.as_bytes()), content: content.digest128() }
 }
 
 /// A list of ids.
@@ -146,6 +170,7 @@ fn new_memory(
         ts_ms: item.ts.unwrap_or(now).0,
         meta,
         vectors: item.vector.map(|vector| vec![vector]),
+        request: None,
     })
 }
 
