@@ -82,7 +82,7 @@ fn readers_share_a_closed_store_and_change_nothing() {
     refused(one.compact().map(drop));
     let dry = one.delete(&space(), &Selection::Ids(vec!["x".into()]), true, None).unwrap();
     assert_eq!(dry.matched, 1);
-    assert!(!one.maintain(Duration::from_millis(1)).unwrap());
+    while one.maintain(Duration::from_millis(1)).unwrap() {}
     let copy = dir.path().join("copy");
     one.snapshot(&copy).unwrap();
     assert_eq!(ids(&read(&copy).unwrap()), ["x", "y"]);
@@ -166,4 +166,42 @@ fn a_repeated_request_adds_nothing_twice() {
     let gone = Selection::Ids(vec!["x".into()]);
     store.delete(&space(), &gone, false, None).unwrap();
     assert_eq!(ask(&store, unlike).unwrap(), [AddStatus::Added; 2], "nothing of it is left");
+}
+
+/// The segment's file, and a place in the vectors it holds: after the header and the one record.
+fn segment_with_vectors(dir: &Path) -> (std::path::PathBuf, usize) {
+    let path =
+        files(dir).into_keys().find(|name| name.ends_with(".fbs")).map(|n| dir.join(n)).unwrap();
+    let value = (1.0 / 8f32.sqrt()).to_le_bytes();
+    let bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(4).position(|window| window == value).unwrap();
+    (path, at)
+}
+
+#[test]
+fn sealed_blocks_are_read_again_and_damage_is_told_and_not_given_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    add(&store, &["x"]);
+    store.close().unwrap();
+    drop(store);
+    let (path, at) = segment_with_vectors(dir.path());
+    let store = open(dir.path()).unwrap();
+    while store.maintain(Duration::from_millis(1)).unwrap() {}
+    let sound = store.scrub_status();
+    assert!(sound.passes == 1 && sound.blocks > 0 && sound.damaged.is_empty(), "{sound:?}");
+    drop(store);
+
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let store = open(dir.path()).unwrap();
+    // Below the mapping, as a device would: the block was read and was sound.
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xff], at as u64).unwrap();
+    while store.maintain(Duration::from_millis(1)).unwrap() {}
+    let damaged = store.scrub_status().damaged;
+    assert!(damaged.len() == 1 && damaged[0].contains("segment-"), "{damaged:?}");
+    assert_eq!(store.status().scrub.damaged, damaged);
+    assert!(matches!(
+        store.fetch(&space(), &[flashbulb_engine::Seq(1)]),
+        Err(Error::Corrupt { .. })
+    ));
 }

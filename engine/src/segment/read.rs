@@ -29,8 +29,8 @@ pub(crate) struct Segment {
     /// Where the footer begins: everything before it is covered by the block table.
     data_len: u64,
     blocks: Vec<u64>,
-    /// One bit a block, set once its checksum held. Written and read by any reader, `Relaxed`: a lost race checks a
-    /// block twice; the bytes themselves never change, so nothing is published by the bit.
+    /// One bit a block, set once its checksum held, cleared to have it checked again. Written and read by any reader,
+    /// `Relaxed`: a lost race checks a block twice; the bytes themselves never change, so nothing is published by the bit.
     checked: Vec<AtomicU64>,
     records: (u64, u64),
     vectors: (u64, u64),
@@ -105,6 +105,22 @@ impl Segment {
             self.check_block(block)?;
         }
         Ok(&self.map.bytes()[offset as usize..end as usize])
+    }
+
+    /// Blocks that the file's checksums cover.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.blocks.len() as u64
+    }
+
+    /// Compares a block with its checksum although it held before; if it does not now, no byte of it is given out again.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with its place.
+    pub(crate) fn recheck(&self, block: u64) -> Result<(), Error> {
+        if let Some(word) = self.checked.get(block as usize / 64) {
+            word.fetch_and(!(1u64 << (block % 64)), Ordering::Relaxed);
+        }
+        self.check_block(block)
     }
 
     fn check_block(&self, block: u64) -> Result<(), Error> {

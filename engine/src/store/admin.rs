@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::upkeep::graph;
-use super::{Access, Store, recover};
+use super::{Access, ScrubStatus, Store, recover};
 use crate::disk::{Disk, create_dir_durably, write_all_at};
 use crate::error::Error;
 use crate::manifest::{GraphEntry, Manifest};
@@ -71,6 +71,8 @@ pub struct StoreStatus {
     pub head_bytes: u64,
     /// The failure after which no write is taken, if there was one.
     pub poisoned: Option<String>,
+    /// What the reading of sealed blocks has found.
+    pub scrub: ScrubStatus,
 }
 
 /// What a verification found.
@@ -146,6 +148,7 @@ impl Store {
             segment_bytes: parts.segments().map(|s| s.len()).sum(),
             head_bytes: parts.head.bytes() as u64,
             poisoned: self.wal.poisoned(),
+            scrub: self.scrub_status(),
         }
     }
 

@@ -23,6 +23,7 @@ use parking_lot::{Mutex, RwLock};
 
 pub use admin::{SnapshotReport, SpaceStats, StoreStatus, VerifyReport};
 pub use recover::RecoveryReport;
+pub use upkeep::scrub::ScrubStatus;
 pub use upkeep::{CompactReport, Job};
 
 use crate::clock::{Clock, SystemClock};
@@ -35,6 +36,7 @@ use crate::segment::Tombstone;
 use crate::space::Space;
 use crate::types::{DIM_RANGE, SpaceId, SpaceName, StoreOptions};
 use crate::wal::Wal;
+use upkeep::scrub::Scrub;
 
 /// Scratch memory kept for later searches; more searches at once make their own.
 const SCRATCH_KEPT: usize = 16;
@@ -67,6 +69,8 @@ pub struct Store {
     unbuilt: Mutex<BTreeMap<SpaceId, Weak<Space>>>,
     /// One upkeep job at a time; the manifest as it is on disk.
     upkeep: Mutex<Manifest>,
+    /// How far the reading of sealed blocks has come.
+    scrub: Mutex<Scrub>,
     scratches: ArrayQueue<Box<Scratch>>,
     recovery: RecoveryReport,
     /// Set by close, `Release`; checked by every write and read, `Acquire`. No loom model: a late reader is harmless,

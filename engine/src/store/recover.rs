@@ -162,6 +162,7 @@ pub(super) fn recover(
         waiting: Mutex::new(BTreeMap::new()),
         unbuilt: Mutex::new(BTreeMap::new()),
         upkeep: Mutex::new(manifest),
+        scrub: Mutex::default(),
         scratches: ArrayQueue::new(SCRATCH_KEPT),
         recovery: report,
         closed: AtomicBool::new(false),

@@ -131,6 +131,13 @@ pub(crate) fn degraded(context: &Context) -> Vec<String> {
             bulk.failed
         ));
     }
+    let damaged = context.service.store.scrub_status().damaged;
+    if let Some(first) = damaged.first() {
+        degraded.push(format!(
+            "damaged: {} blocks do not match their checksums, the first: {first}; `flashbulb verify` lists all, then restore a snapshot",
+            damaged.len()
+        ));
+    }
     for priority in bulk.priority.iter().chain([&context.service.background.priority()]) {
         if priority != "SCHED_IDLE" && priority != "starting" {
             degraded.push(format!("priority: {priority}"));

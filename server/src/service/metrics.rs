@@ -231,6 +231,11 @@ fn gauges(service: &Service, lane: &InteractiveStatus) -> Vec<Family> {
         count("connections", "Connections open", service.connections.taken()),
         count("requests_in_flight", "Requests being worked on", service.in_flight.taken()),
         count("pending_memories", "Memories without vectors, about", bulk.pending),
+        count(
+            "scrub_damaged_blocks",
+            "Sealed blocks that do not match their checksums",
+            service.store.scrub_status().damaged.len(),
+        ),
         count("failed_memories", "Memories that could not be embedded", bulk.failed),
         count("bulk_queued", "Texts handed to the bulk lane's workers", bulk.queued),
         count("interactive_sessions", "Embedding sessions for queries", lane.sessions),

@@ -6,6 +6,7 @@
 
 pub(super) mod graph;
 mod rewrite;
+pub(super) mod scrub;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -41,11 +42,14 @@ pub enum Job {
     Graph,
     /// Saving graphs.
     Checkpoint,
+    /// Reading sealed blocks again.
+    Scrub,
 }
 
 impl Job {
     /// All of them.
-    pub const ALL: [Job; 5] = [Job::SpareLog, Job::Seal, Job::Merge, Job::Graph, Job::Checkpoint];
+    pub const ALL: [Job; 6] =
+        [Job::SpareLog, Job::Seal, Job::Merge, Job::Graph, Job::Checkpoint, Job::Scrub];
 
     /// Its name in reports.
     pub fn name(self) -> &'static str {
@@ -55,6 +59,7 @@ impl Job {
             Job::Merge => "merge",
             Job::Graph => "graph",
             Job::Checkpoint => "checkpoint",
+            Job::Scrub => "scrub",
         }
     }
 }
@@ -91,7 +96,8 @@ impl Store {
     pub fn work(&self, budget: Duration, pace: &Pace<'_>) -> Result<Option<Job>, Error> {
         self.check_open()?;
         if self.access == Access::Read {
-            return Ok(self.build_for(budget).then_some(Job::Graph));
+            let built = self.build_for(budget).then_some(Job::Graph);
+            return Ok(built.or_else(|| self.scrub(pace).then_some(Job::Scrub)));
         }
         let mut manifest = self.upkeep.lock();
         pace.begin(Job::SpareLog);
@@ -116,7 +122,10 @@ impl Store {
             len >= saved + GRAPH_GROWTH && u64::from(len) * 4 >= u64::from(saved) * 5
         };
         pace.begin(Job::Checkpoint);
-        Ok(self.save_graphs(&mut manifest, &grown, pace)?.then_some(Job::Checkpoint))
+        if self.save_graphs(&mut manifest, &grown, pace)? {
+            return Ok(Some(Job::Checkpoint));
+        }
+        Ok(self.scrub(pace).then_some(Job::Scrub))
     }
 
     /// Builds graphs for about `budget`; `true` if there is more to build.
