@@ -22,6 +22,7 @@ mod service;
 mod setup;
 mod space;
 mod stats;
+mod table;
 mod vectors;
 
 use std::path::PathBuf;
