@@ -10,6 +10,7 @@ mod caller;
 mod compare;
 mod daemon;
 mod data;
+mod durable;
 mod feed;
 mod fill;
 mod load;
@@ -49,6 +50,8 @@ enum Command {
     Compare(compare::Options),
     /// Flashbulb and other vector stores, in turns over the same memories, questions and model
     Peers(Box<peers::Options>),
+    /// Acknowledged adds a second and their latency, beside SQLite and redb writing the same bytes in turns
+    Durable(Box<durable::Options>),
     /// Import, search, recall, start-up and memory of the daemon, at each size
     Service(service::Options),
     /// The embedding model alone: one thread in a loop, and at the rate of a user
@@ -100,6 +103,7 @@ fn main() -> std::process::ExitCode {
             outcome => outcome.map(drop),
         },
         Command::Peers(options) => peers::run(&options),
+        Command::Durable(options) => durable::run(&options),
         Command::Service(options) => service::run(&options),
         Command::Bare(options) => bare::run(&options),
     };
@@ -120,7 +124,9 @@ mod tests {
     fn the_command_line_is_sound_and_its_defaults_are_read() {
         use clap::CommandFactory;
         Args::command().debug_assert();
-        for line in ["load", "service", "bare", "report a", "compare a b", "peers"] {
+        for line in
+            ["load", "service", "bare", "report a", "compare a b", "peers", "durable"]
+        {
             let words = ["flashbulb-bench"].into_iter().chain(line.split(' '));
             assert!(Args::try_parse_from(words).is_ok(), "{line}");
         }
