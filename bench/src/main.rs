@@ -17,6 +17,7 @@ mod load;
 mod machine;
 mod peers;
 mod recall;
+mod recover;
 mod report;
 mod run;
 mod service;
@@ -52,6 +53,8 @@ enum Command {
     Peers(Box<peers::Options>),
     /// Acknowledged adds a second and their latency, beside SQLite and redb writing the same bytes in turns
     Durable(Box<durable::Options>),
+    /// From kill -9 in the middle of adds to the first answer of the next daemon
+    Recover(recover::Options),
     /// Import, search, recall, start-up and memory of the daemon, at each size
     Service(service::Options),
     /// The embedding model alone: one thread in a loop, and at the rate of a user
@@ -104,6 +107,7 @@ fn main() -> std::process::ExitCode {
         },
         Command::Peers(options) => peers::run(&options),
         Command::Durable(options) => durable::run(&options),
+        Command::Recover(options) => recover::run(&options),
         Command::Service(options) => service::run(&options),
         Command::Bare(options) => bare::run(&options),
     };
@@ -125,7 +129,7 @@ mod tests {
         use clap::CommandFactory;
         Args::command().debug_assert();
         for line in
-            ["load", "service", "bare", "report a", "compare a b", "peers", "durable"]
+            ["load", "service", "bare", "report a", "compare a b", "peers", "durable", "recover"]
         {
             let words = ["flashbulb-bench"].into_iter().chain(line.split(' '));
             assert!(Args::try_parse_from(words).is_ok(), "{line}");
