@@ -107,7 +107,7 @@ impl Daemon {
     }
 
     fn failed(&self, what: &str) -> Failure {
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         let tail = lines[lines.len().saturating_sub(10)..].join("\n");
         format!("{what}; the end of its log:\n{tail}").into()
@@ -139,6 +139,11 @@ impl Daemon {
     /// Memory in use now.
     pub fn memory(&self) -> Option<Memory> {
         memory(self.pid())
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Ends the daemon as an operator would and waits for it.

@@ -25,6 +25,8 @@ use crate::vectors::Vectors;
 const MARKER: &str = "flashbulb-bench-store.json";
 /// Memories of one write.
 const BATCH: usize = 1_000;
+/// Directions that generated vectors lie around.
+const CENTRES: usize = 4_096;
 
 /// What a store is to hold.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,9 +36,9 @@ pub struct Wanted {
     pub spaces: usize,
     pub data_sha256: String,
     pub model: String,
-    /// `import` or `vectors`.
+    /// `import`, `vectors` or `generated`.
     pub way: String,
-    /// Of the vectors of made-up memories, and the seed they are made with.
+    /// Of the vectors of made-up memories or of generated vectors, and the seed they are made with.
     pub noise: Option<(f64, u64)>,
 }
 
@@ -146,17 +148,36 @@ pub fn with_vectors(
     embedder: &Embedder,
     cache: &Path,
 ) -> Result<Fill, Failure> {
+    if place.holds(wanted)? {
+        return Ok(Fill { way: wanted.way.clone(), reused: true, ..Fill::default() });
+    }
+    let vectors = Vectors::ensure(cache, corpus.base(), &corpus.sha256, embedder)?;
+    let (sigma, seed) = wanted.noise.unwrap_or_default();
+    let mut noise = Noise { by: Normal::new(0.0, sigma)?, rng: ChaCha8Rng::seed_from_u64(seed) };
+    filled(place, wanted, corpus, (embedder.dim(), &embedder.fingerprint()), |memory| {
+        let mut row = vectors.of(memory % corpus.real());
+        if memory >= corpus.real() {
+            noise.blur(&mut row);
+        }
+        row
+    })
+}
+
+/// The store, found or filled with what `vectors` gives for each memory, in their order.
+fn filled(
+    place: &Place,
+    wanted: &Wanted,
+    corpus: &Corpus,
+    (dim, fingerprint): (usize, &str),
+    mut vectors: impl FnMut(usize) -> Vec<Vec<f32>>,
+) -> Result<Fill, Failure> {
     let mut fill = Fill { way: wanted.way.clone(), ..Fill::default() };
     fill.reused = place.holds(wanted)?;
     if fill.reused {
         return Ok(fill);
     }
-    let vectors = Vectors::ensure(cache, corpus.base(), &corpus.sha256, embedder)?;
-    let (sigma, seed) = wanted.noise.unwrap_or_default();
-    let mut noise = Noise { by: Normal::new(0.0, sigma)?, rng: ChaCha8Rng::seed_from_u64(seed) };
-    let options = StoreOptions::new(embedder.dim(), embedder.fingerprint());
     private_dir(&place.store)?;
-    let store = Store::open(&place.store, options)?;
+    let store = Store::open(&place.store, StoreOptions::new(dim, fingerprint))?;
     let (begun, mut told) = (Instant::now(), Instant::now());
     for (s, name) in space_names(wanted.spaces).iter().enumerate() {
         let space = SpaceName::parse(name)?;
@@ -164,7 +185,7 @@ pub fn with_vectors(
         while from < wanted.memories {
             let until = wanted.memories.min(from + BATCH);
             let first = s * wanted.memories;
-            add(&store, &space, corpus, &vectors, first + from..first + until, &mut noise)?;
+            add(&store, &space, corpus, first + from..first + until, &mut vectors)?;
             store.maintain(Duration::from_millis(5))?;
             from = until;
             if told.elapsed() > Duration::from_secs(10) {
@@ -180,6 +201,30 @@ pub fn with_vectors(
     store.close()?;
     place.mark(wanted)?;
     Ok(fill)
+}
+
+/// The store, found or filled with vectors that no model made: around so many directions as there are [`CENTRES`], so that a
+/// graph of them is no harder to build or walk than one of texts.
+///
+/// # Errors
+/// What the store says.
+pub fn with_generated(
+    place: &Place,
+    wanted: &Wanted,
+    corpus: &Corpus,
+    (dim, fingerprint): (usize, &str),
+) -> Result<Fill, Failure> {
+    let (sigma, seed) = wanted.noise.ok_or("generated vectors need noise")?;
+    let mut noise = Noise { by: Normal::new(0.0, sigma)?, rng: ChaCha8Rng::seed_from_u64(seed) };
+    let whole = Normal::new(0.0, 1.0 / (dim as f64).sqrt())?;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x4ea7);
+    let centres: Vec<Vec<f32>> =
+        (0..CENTRES).map(|_| (0..dim).map(|_| whole.sample(&mut rng) as f32).collect()).collect();
+    filled(place, wanted, corpus, (dim, fingerprint), |memory| {
+        let mut row = vec![centres[memory % CENTRES].clone()];
+        noise.blur(&mut row);
+        row
+    })
 }
 
 /// Noise for the vectors of made-up memories.
@@ -202,9 +247,8 @@ fn add(
     store: &Store,
     space: &SpaceName,
     corpus: &Corpus,
-    vectors: &Vectors,
     memories: std::ops::Range<usize>,
-    noise: &mut Noise,
+    vectors: &mut impl FnMut(usize) -> Vec<Vec<f32>>,
 ) -> Result<(), Failure> {
     let items = memories
         .clone()
@@ -218,11 +262,7 @@ fn add(
     let added = store.add(space, items, OnConflict::Error)?;
     let mut rows = Vec::with_capacity(memories.len());
     for (i, item) in memories.zip(&added.items) {
-        let mut row = vectors.of(i % corpus.real());
-        if i >= corpus.real() {
-            noise.blur(&mut row);
-        }
-        rows.push((item.seq, row));
+        rows.push((item.seq, vectors(i)));
     }
     let wanted = rows.len();
     let given = store.set_vectors(space, rows)?;

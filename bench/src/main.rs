@@ -10,18 +10,21 @@ mod caller;
 mod compare;
 mod daemon;
 mod data;
+mod durable;
 mod feed;
 mod fill;
 mod load;
 mod machine;
 mod peers;
 mod recall;
+mod recover;
 mod report;
 mod run;
 mod service;
 mod setup;
 mod space;
 mod stats;
+mod table;
 mod vectors;
 
 use std::path::PathBuf;
@@ -48,6 +51,10 @@ enum Command {
     Compare(compare::Options),
     /// Flashbulb and other vector stores, in turns over the same memories, questions and model
     Peers(Box<peers::Options>),
+    /// Acknowledged adds a second and their latency, beside SQLite and redb writing the same bytes in turns
+    Durable(Box<durable::Options>),
+    /// From kill -9 in the middle of adds to the first answer of the next daemon
+    Recover(recover::Options),
     /// Import, search, recall, start-up and memory of the daemon, at each size
     Service(service::Options),
     /// The embedding model alone: one thread in a loop, and at the rate of a user
@@ -99,6 +106,8 @@ fn main() -> std::process::ExitCode {
             outcome => outcome.map(drop),
         },
         Command::Peers(options) => peers::run(&options),
+        Command::Durable(options) => durable::run(&options),
+        Command::Recover(options) => recover::run(&options),
         Command::Service(options) => service::run(&options),
         Command::Bare(options) => bare::run(&options),
     };
@@ -119,7 +128,9 @@ mod tests {
     fn the_command_line_is_sound_and_its_defaults_are_read() {
         use clap::CommandFactory;
         Args::command().debug_assert();
-        for line in ["load", "service", "bare", "report a", "compare a b", "peers"] {
+        for line in
+            ["load", "service", "bare", "report a", "compare a b", "peers", "durable", "recover"]
+        {
             let words = ["flashbulb-bench"].into_iter().chain(line.split(' '));
             assert!(Args::try_parse_from(words).is_ok(), "{line}");
         }

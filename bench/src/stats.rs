@@ -204,6 +204,25 @@ pub fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
+/// What repeated measurements of the same say.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    pub median: f64,
+    pub least: f64,
+    pub most: f64,
+}
+
+impl Spread {
+    /// Of finite values; none of nothing.
+    pub fn of(values: &[f64]) -> Option<Spread> {
+        Some(Spread {
+            median: median(values)?,
+            least: values.iter().copied().reduce(f64::min)?,
+            most: values.iter().copied().reduce(f64::max)?,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -264,6 +283,13 @@ mod tests {
         ] {
             assert!((sign_test(wins, losses) - p).abs() < 1e-8, "{wins}:{losses}");
         }
+    }
+
+    #[test]
+    fn a_spread_is_of_all_values() {
+        assert_eq!(Spread::of(&[]), None);
+        let spread = Spread::of(&[3.0, 1.0, 2.0, 9.0]);
+        assert_eq!(spread, Some(Spread { median: 2.5, least: 1.0, most: 9.0 }));
     }
 
     #[test]

@@ -8,9 +8,10 @@ use super::environment::Environment;
 use super::result::{Comparison, Found, Row};
 use crate::Failure;
 use crate::load::outcome::misses_line;
-use crate::report::text::ms;
+use crate::report::text::{self, ms};
 use crate::run::{Beside, Memory, thousands};
 use crate::stats::Percentiles;
+use crate::table::Table;
 
 /// What was installed, before anything is measured.
 pub fn print_environment(environment: &Environment, dir: &Path) {
@@ -24,43 +25,6 @@ pub fn print_environment(environment: &Environment, dir: &Path) {
         environment.version,
         environment.packages.len()
     );
-}
-
-/// A table of text.
-struct Table {
-    head: Vec<&'static str>,
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    fn plain(&self) -> String {
-        let width = |c: usize| {
-            let cells = self.rows.iter().map(|r| r[c].chars().count());
-            cells.chain([self.head[c].chars().count()]).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
-        let line = |cells: &mut dyn Iterator<Item = &str>| {
-            let padded: Vec<String> = cells.zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
-            format!("{}\n", padded.join("  ").trim_end())
-        };
-        let mut out = line(&mut self.head.iter().copied());
-        for row in &self.rows {
-            out += &line(&mut row.iter().map(String::as_str));
-        }
-        out
-    }
-
-    fn markdown(&self) -> String {
-        let line = |cells: &mut dyn Iterator<Item = &str>| {
-            format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
-        };
-        let mut out = line(&mut self.head.iter().copied());
-        out += &line(&mut self.head.iter().map(|_| "---"));
-        for row in &self.rows {
-            out += &line(&mut row.iter().map(String::as_str));
-        }
-        out
-    }
 }
 
 fn p99(p: &Percentiles) -> String {
@@ -233,27 +197,5 @@ pub fn markdown(comparison: &Comparison) -> String {
 /// # Errors
 /// If a file cannot be written.
 pub fn write(comparison: &Comparison, dir: &Path) -> Result<(), Failure> {
-    let mut json = serde_json::to_vec_pretty(comparison)?;
-    json.push(b'\n');
-    for (name, bytes) in [("peers.json", json), ("peers.md", markdown(comparison).into_bytes())] {
-        let path = dir.join(name);
-        std::fs::write(&path, bytes)
-            .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
-        println!("{}", path.display());
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tables_line_up_and_keep_every_cell() {
-        let rows =
-            vec![vec!["a–b".to_owned(), "1".to_owned()], vec!["c".to_owned(), String::new()]];
-        let table = Table { head: vec!["x", "long head"], rows };
-        assert_eq!(table.plain(), "x    long head\na–b  1\nc\n");
-        assert_eq!(table.markdown(), "| x | long head |\n| --- | --- |\n| a–b | 1 |\n| c |  |\n");
-    }
+    text::write_both(dir, "peers", comparison, &markdown(comparison))
 }

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use flashbulb::embed::Embedder;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::Failure;
@@ -178,6 +179,27 @@ pub fn print_end(run: &Run) {
 pub fn ran(embedder: &Embedder) -> String {
     let ran = embedder.ran();
     format!("{} {}, {} on {}", ran.model, ran.precision, ran.runtime, ran.provider)
+}
+
+/// Writes `NAME.json` and `NAME.md` into a folder and says where they are.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn write_both(
+    dir: &Path,
+    name: &str,
+    raw: &impl Serialize,
+    markdown: &str,
+) -> Result<(), Failure> {
+    let mut json = serde_json::to_vec_pretty(raw)?;
+    json.push(b'\n');
+    for (ending, bytes) in [("json", &*json), ("md", markdown.as_bytes())] {
+        let path = dir.join(format!("{name}.{ending}"));
+        std::fs::write(&path, bytes)
+            .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+        println!("{}", path.display());
+    }
+    Ok(())
 }
 
 /// Writes raw figures, if a path was given.
