@@ -4,7 +4,7 @@
 //! Knows nothing of formats. A test may put its own disk in place of [`RealDisk`].
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -84,6 +84,8 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
     /// Reads a whole file.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Reads at most the first `most` bytes of a file.
+    fn read_start(&self, path: &Path, most: usize) -> io::Result<Vec<u8>>;
     /// Maps a file that is never written again.
     fn map(&self, path: &Path) -> io::Result<Arc<dyn Bytes>>;
     /// Renames within a folder, replacing; durable after [`Disk::sync_dir`].
@@ -158,6 +160,12 @@ impl Disk for RealDisk {
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         fs::read(path)
+    }
+
+    fn read_start(&self, path: &Path, most: usize) -> io::Result<Vec<u8>> {
+        let mut start = Vec::with_capacity(most);
+        File::open(path)?.take(most as u64).read_to_end(&mut start)?;
+        Ok(start)
     }
 
     fn map(&self, path: &Path) -> io::Result<Arc<dyn Bytes>> {

@@ -3,11 +3,12 @@
 //! Invariant: columns only grow; readers of a search take no lock here. Writers hold [`Space::writer`], and what they
 //! append is complete before it is published. Knows nothing of the log: what is applied here was submitted before.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use flashbulb_kernels::Kernels;
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::error::Error;
@@ -174,6 +175,12 @@ impl Space {
     }
 
     // ---- writing; the caller holds `writer`
+
+    /// Makes room for so many memories at once.
+    pub(crate) fn reserve(&self, writer: &mut Writer, memories: usize) {
+        self.ids.write().reserve(memories);
+        writer.texts.reserve(memories);
+    }
 
     /// Appends a record that lies at `placed.loc`; it waits for vectors.
     pub(crate) fn insert(&self, writer: &mut Writer, placed: &Placed<'_>) -> RecordNo {
@@ -353,6 +360,14 @@ impl Space {
     pub(crate) fn by_seq(&self, seq: Seq) -> Option<RecordNo> {
         let no = self.lower_bound(seq);
         self.records.get(no).filter(|c| c.seq == seq).map(|_| RecordNo(no))
+    }
+
+    /// As [`Space::by_seq`], quick if it is the record `near`.
+    pub(crate) fn by_seq_near(&self, seq: Seq, near: u32) -> Option<RecordNo> {
+        match self.records.get(near) {
+            Some(cell) if cell.seq == seq => Some(RecordNo(near)),
+            _ => self.by_seq(seq),
+        }
     }
 
     pub(crate) fn role(&self, cell: &RecordCell) -> Option<&str> {

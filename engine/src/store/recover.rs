@@ -3,7 +3,7 @@
 //! Invariant: what is recovered is a prefix of what was submitted, in whole batches; a crash at any step leaves what the
 //! next open needs, for nothing old is removed before the new manifest is durable. Damage fails the open.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32};
 use crossbeam::queue::ArrayQueue;
 use crossbeam_skiplist::SkipMap;
 use flashbulb_kernels::Kernels;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 
@@ -18,11 +19,12 @@ use super::{Access, SCRATCH_KEPT, Store, write};
 use crate::clock::Clock;
 use crate::disk::{Disk, Lock};
 use crate::error::Error;
+use crate::index::VectorIndex;
 use crate::manifest::{self, Manifest};
 use crate::op::Op;
-use crate::parts::{Head, Loc, PartNo, Parts};
+use crate::parts::{Head, Loc, Parts};
 use crate::segment::{self, RecordEntry, Segment, Tombstone, VectorEntry};
-use crate::space::{Placed, Space};
+use crate::space::{Placed, RecordNo, Space};
 use crate::store::upkeep::graph;
 use crate::types::{Lsn, Seq, SpaceId, SpaceName, StoreOptions};
 use crate::wal::{self, Batch, Wal, WalStart};
@@ -270,71 +272,91 @@ impl Loading {
             segments.push(Arc::new(segment));
         }
         self.report.segments = segments.len() as u64;
-        let mut vectors = HashMap::new();
-        let mut records: BTreeMap<SpaceId, Vec<(RecordEntry, PartNo)>> = BTreeMap::new();
-        for segment in &segments {
-            let part = segment.header().part;
-            let live = |space, seq| !dead.contains(&Tombstone { space, seq });
-            for e in segment.records()?.into_iter().filter(|e| live(e.space, e.seq)) {
-                records.entry(e.space).or_default().push((e, part));
-            }
-            for e in segment.vectors()?.into_iter().filter(|e| live(e.space, e.seq)) {
-                vectors.insert((e.space, e.seq), (e, part));
-            }
-        }
-        let by_part: HashMap<PartNo, &Segment> =
-            segments.iter().map(|s| (s.header().part, &**s)).collect();
-        for (id, mut entries) in records {
-            // Memories of a dropped space wait in their segment for the next compaction.
-            if self.spaces.contains_key(&id) {
-                entries.sort_by_key(|(e, _)| e.seq);
-                self.load_space(manifest, id, &entries, &vectors, &by_part)?;
-            }
+        // The graphs are most of the bytes and need nothing of the rest, so they are read beside it.
+        let graphs = std::thread::scope(|scope| {
+            let (disk, dir, dim, kernels) = (&*self.disk, &*self.dir, self.dim, self.kernels);
+            let graphs = scope.spawn(move || {
+                let load = |entry| graph::load(disk, dir, entry, dim, kernels);
+                let loaded = manifest.graphs.iter().map(|g| (SpaceId(g.space), load(g)));
+                loaded.collect::<Graphs>()
+            });
+            let spaces = self.load_records(&segments, &dead)?;
+            let graphs = graphs.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok::<_, Error>((spaces, graphs))
+        });
+        let (spaces, mut graphs) = graphs?;
+        for (space, vectors) in spaces {
+            let graph = graphs.remove(&space.id);
+            self.attach_vectors(space, graph, &vectors, &segments)?;
         }
         Ok(segments)
     }
 
-    fn load_space(
-        &mut self,
-        manifest: &Manifest,
-        id: SpaceId,
-        entries: &[(RecordEntry, PartNo)],
-        vectors: &HashMap<(SpaceId, Seq), (VectorEntry, PartNo)>,
-        by_part: &HashMap<PartNo, &Segment>,
-    ) -> Result<(), Error> {
-        let Some(old) = self.spaces.get(&id) else { return Ok(()) };
-        let last_seq = old.last_seq();
-        let name = old.name.clone();
-        let mut space = Space::new(id, name, self.dim, self.kernels);
-        let graph = manifest.graphs.iter().find(|g| g.space == id.0);
-        let mapping = graph.and_then(|entry| {
-            match graph::load(&*self.disk, &self.dir, entry, self.dim, self.kernels) {
-                Ok((index, seqs)) => {
-                    space.index = index;
-                    self.report.graphs_loaded += 1;
-                    Some(seqs)
-                }
-                Err(why) => {
-                    tracing::warn!(space = %space.name, %why, "building the graph anew");
-                    self.report.graphs_refused.push(format!("{}: {why}", space.name));
-                    None
-                }
+    /// Gives the spaces their memories, without vectors; beside each space, where its vectors lie.
+    fn load_records(
+        &self,
+        segments: &[Arc<Segment>],
+        dead: &HashSet<Tombstone>,
+    ) -> Result<Vec<(Space, Vec<Place>)>, Error> {
+        let mut records: BTreeMap<SpaceId, Vec<(RecordEntry, usize)>> = BTreeMap::new();
+        let mut vectors: BTreeMap<SpaceId, Vec<Place>> = BTreeMap::new();
+        for (at, segment) in segments.iter().enumerate() {
+            let live = |space, seq| dead.is_empty() || !dead.contains(&Tombstone { space, seq });
+            for e in segment.records()?.into_iter().filter(|e| live(e.space, e.seq)) {
+                records.entry(e.space).or_default().push((e, at));
             }
-        });
-        let mut writer = space.writer.lock();
-        for (entry, part) in entries {
-            let Some(segment) = by_part.get(part) else { continue };
-            let record = segment.record(entry.offset, entry.len)?;
-            let loc = Loc::new(*part, entry.offset);
-            let placed = Placed { record, len: entry.len, loc, text_hash: entry.text_hash };
-            space.insert(&mut writer, &placed);
+            for e in segment.vectors()?.into_iter().filter(|e| live(e.space, e.seq)) {
+                vectors.entry(e.space).or_default().push(Place { entry: e, segment: at });
+            }
         }
-        space.raise_seq(last_seq);
-        drop(writer);
-        let attached = Attached { space: &space, vectors, by_part, dim: self.dim };
-        attached.graph_vectors(&mapping.unwrap_or_default())?;
+        let mut spaces = Vec::new();
+        for (id, mut entries) in records {
+            // Memories of a dropped space wait in their segment for the next compaction.
+            let Some(empty) = self.spaces.get(&id) else { continue };
+            entries.sort_by_key(|(e, _)| e.seq);
+            let space = Space::new(id, empty.name.clone(), self.dim, self.kernels);
+            let mut writer = space.writer.lock();
+            space.reserve(&mut writer, entries.len());
+            for (entry, at) in &entries {
+                let segment = &segments[*at];
+                let record = segment.record(entry.offset, entry.len)?;
+                let loc = Loc::new(segment.header().part, entry.offset);
+                let placed = Placed { record, len: entry.len, loc, text_hash: entry.text_hash };
+                space.insert(&mut writer, &placed);
+            }
+            space.raise_seq(empty.last_seq());
+            drop(writer);
+            let mut places = vectors.remove(&id).unwrap_or_default();
+            places.sort_by_key(|place| place.entry.seq);
+            spaces.push((space, places));
+        }
+        Ok(spaces)
+    }
+
+    fn attach_vectors(
+        &mut self,
+        mut space: Space,
+        graph: Option<Result<(VectorIndex, Vec<Seq>), String>>,
+        vectors: &[Place],
+        segments: &[Arc<Segment>],
+    ) -> Result<(), Error> {
+        let mut mapping = Vec::new();
+        match graph {
+            Some(Ok((index, seqs))) => {
+                space.index = index;
+                mapping = seqs;
+                self.report.graphs_loaded += 1;
+            }
+            Some(Err(why)) => {
+                tracing::warn!(space = %space.name, %why, "building the graph anew");
+                self.report.graphs_refused.push(format!("{}: {why}", space.name));
+            }
+            None => {}
+        }
+        let attached = Attached::new(&space, vectors, segments, self.dim);
+        attached.graph_vectors(&mapping)?;
         attached.other_vectors()?;
-        self.spaces.insert(id, Arc::new(space));
+        self.spaces.insert(space.id, Arc::new(space));
         Ok(())
     }
 
@@ -428,40 +450,74 @@ impl Loading {
     }
 }
 
+/// The graphs that could be read, and why others could not.
+type Graphs = HashMap<SpaceId, Result<(VectorIndex, Vec<Seq>), String>>;
+
+/// Where the vectors of a memory lie.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    entry: VectorEntry,
+    /// In the list of segments.
+    segment: usize,
+}
+
 /// Gives a space's memories the vectors that its segments hold.
 struct Attached<'a> {
     space: &'a Space,
-    vectors: &'a HashMap<(SpaceId, Seq), (VectorEntry, PartNo)>,
-    by_part: &'a HashMap<PartNo, &'a Segment>,
+    /// By record number.
+    places: Vec<Option<Place>>,
+    segments: &'a [Arc<Segment>],
     dim: usize,
 }
 
-impl Attached<'_> {
-    fn entry(&self, seq: Seq) -> Option<&(VectorEntry, PartNo)> {
-        self.vectors.get(&(self.space.id, seq))
+impl<'a> Attached<'a> {
+    /// `vectors` in the order of seq, as the records are.
+    fn new(
+        space: &'a Space,
+        vectors: &[Place],
+        segments: &'a [Arc<Segment>],
+        dim: usize,
+    ) -> Attached<'a> {
+        let mut rest = vectors;
+        let seq_of = |no: u32| space.records.get(no).map(|cell| cell.seq);
+        let place = |no| {
+            let seq = seq_of(no)?;
+            rest = &rest[rest.iter().take_while(|p| p.entry.seq < seq).count()..];
+            rest.first().filter(|p| p.entry.seq == seq).copied()
+        };
+        let places = (0..space.records.len()).map(place).collect();
+        Attached { space, places, segments, dim }
     }
 
-    fn loc(&self, (entry, part): &(VectorEntry, PartNo), at: u32) -> Loc {
-        Loc::new(*part, entry.offset + u64::from(at) * self.dim as u64 * 4)
+    fn place(&self, no: RecordNo) -> Option<Place> {
+        self.places.get(no.0 as usize).copied().flatten()
+    }
+
+    fn loc(&self, place: Place, at: u32) -> Loc {
+        let part = self.segments[place.segment].header().part;
+        Loc::new(part, place.entry.offset + u64::from(at) * self.dim as u64 * 4)
     }
 
     /// Fills the columns for the vectors that the graph was loaded with; `seqs` names the memory of each.
     fn graph_vectors(&self, seqs: &[Seq]) -> Result<(), Error> {
         let mut last = None;
+        let mut near = 0;
         for run in seqs.chunk_by(|a, b| a == b) {
             let first = self.space.vectors.len();
             let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
-            let no = self.space.by_seq(run[0]);
-            let entry = self.entry(run[0]).filter(|(e, _)| e.count >= count);
-            match (no, entry) {
-                (Some(no), Some(entry)) => {
+            // Graphs grow about in the order of seq, so the next memory is usually the one after the last.
+            let no = self.space.by_seq_near(run[0], near);
+            near = no.map_or(near, |no| no.0 + 1);
+            let place = no.and_then(|no| self.place(no)).filter(|p| p.entry.count >= count);
+            match (no, place) {
+                (Some(no), Some(place)) => {
                     for at in 0..count {
-                        self.space.push_loaded_vector(Some(no), self.loc(entry, at));
+                        self.space.push_loaded_vector(Some(no), self.loc(place, at));
                     }
-                    if entry.0.count == count {
+                    if place.entry.count == count {
                         self.space.attach(no, first, count);
                     } else {
-                        last = Some((no, *entry, first, count));
+                        last = Some((no, place, first, count));
                     }
                 }
                 // Deleted since, or replaced: its node stays in the graph as a way through, never as a hit.
@@ -474,35 +530,31 @@ impl Attached<'_> {
             }
         }
         // The graph may end within a memory of several vectors: the rest of them follows at once.
-        if let Some((no, entry, first, count)) = last {
-            self.push_rows(no, &entry, count)?;
-            self.space.attach(no, first, entry.0.count);
+        if let Some((no, place, first, count)) = last {
+            self.push_rows(no, place, count)?;
+            self.space.attach(no, first, place.entry.count);
         }
         Ok(())
     }
 
     /// Pushes the vectors that no graph holds.
     fn other_vectors(&self) -> Result<(), Error> {
-        for no in (0..self.space.records.len()).map(crate::space::RecordNo) {
-            let Some(cell) = self.space.record(no).filter(|c| !c.is_searchable()) else { continue };
-            let Some(entry) = self.entry(cell.seq).copied() else { continue };
-            let first = self.space.vectors.len();
-            self.push_rows(no, &entry, 0)?;
-            self.space.attach(no, first, entry.0.count);
+        for no in (0..self.space.records.len()).map(RecordNo) {
+            let waits = |cell: &&crate::space::RecordCell| !cell.is_searchable();
+            let Some(place) = self.place(no) else { continue };
+            if self.space.record(no).filter(waits).is_some() {
+                let first = self.space.vectors.len();
+                self.push_rows(no, place, 0)?;
+                self.space.attach(no, first, place.entry.count);
+            }
         }
         Ok(())
     }
 
-    fn push_rows(
-        &self,
-        no: crate::space::RecordNo,
-        entry: &(VectorEntry, PartNo),
-        from: u32,
-    ) -> Result<(), Error> {
-        let Some(segment) = self.by_part.get(&entry.1) else { return Ok(()) };
-        let rows = segment.rows(&entry.0)?;
+    fn push_rows(&self, no: RecordNo, place: Place, from: u32) -> Result<(), Error> {
+        let rows = self.segments[place.segment].rows(&place.entry)?;
         for (at, row) in (0u32..).zip(rows.chunks_exact(self.dim)).skip(from as usize) {
-            self.space.push_vector(Some(no), self.loc(entry, at), row);
+            self.space.push_vector(Some(no), self.loc(place, at), row);
         }
         Ok(())
     }

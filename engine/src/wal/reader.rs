@@ -47,7 +47,7 @@ pub(crate) fn files_of(
     let mut out = Vec::new();
     for &number in numbers.iter().filter(|n| **n >= first) {
         let path = dir.join(file_name(number));
-        let bytes = disk.read(&path).map_err(Error::io("read", &path))?;
+        let bytes = disk.read_start(&path, FILE_HEADER_BYTES).map_err(Error::io("read", &path))?;
         if read_header(&path, &bytes, number)?.epoch <= epoch {
             out.push(number);
         }

@@ -1,16 +1,15 @@
-//! Writing what survived a stop into a new file, so that nothing torn is ever appended to.
+//! Writing what survived a stop into a new file, so that nothing torn is ever appended to; nor is the new one.
 //!
 //! Invariant: the batches keep their LSNs, dense from the first; the old files are untouched. Knows nothing of manifests.
 
 use std::path::Path;
 
-use super::files::{Active, new_salt, preallocate, publish};
-use super::format::{FILE_HEADER_BYTES, FileHeader, KIND_MARK, file_name, record_bytes};
+use super::files::{Active, new_salt, publish};
+use super::format::{FILE_HEADER_BYTES, FileHeader, KIND_MARK, file_name};
 use super::reader::Batch;
 use super::records;
 use crate::disk::Disk;
 use crate::error::Error;
-use crate::pace::Pace;
 use crate::types::Lsn;
 
 /// Writes `batches` into log file `number` of `epoch`; nothing, if there are none. The log goes on behind the last.
@@ -25,15 +24,12 @@ pub(crate) fn rewrite_tail(
 ) -> Result<(), Error> {
     let Some((first, last)) = batches.first().zip(batches.last()) else { return Ok(()) };
     let first_lsn = Lsn(first.last_lsn.0 + 1 - first.records.len() as u64);
-    let size: usize = batches.iter().map(|b| records::bytes_of(&b.records)).sum();
-    // Marks between the batches are gone; one in the place of each gap keeps the LSNs dense.
-    let gaps = (last.last_lsn.0 + 1 - first_lsn.0) as usize
-        - batches.iter().map(|b| b.records.len()).sum::<usize>();
-    let len = (FILE_HEADER_BYTES + size + gaps * record_bytes(0)).next_multiple_of(4096);
     let tmp = dir.join(format!("{}.tmp", file_name(number)));
-    let file = preallocate(disk, &tmp, len as u64, &Pace::unpaced())?;
+    let _ = disk.remove(&tmp);
+    let file = disk.create(&tmp).map_err(Error::io("create", &tmp))?;
     let salt = new_salt(disk);
     let mut active = Active { file, salt, offset: FILE_HEADER_BYTES as u64 };
+    // Marks between the batches are gone; one in the place of each gap keeps the LSNs dense.
     let mark = vec![(KIND_MARK, Vec::new())];
     let mut next = first_lsn;
     for batch in batches {
