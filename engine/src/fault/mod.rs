@@ -11,4 +11,5 @@ mod cut;
 mod disk;
 mod failure;
 mod flip;
+mod restore;
 mod workload;

@@ -341,7 +341,8 @@ fn disagreements(space: &Space) -> Vec<String> {
     out
 }
 
-fn copy(disk: &dyn Disk, from: &Path, to: &Path) -> Result<u64, Error> {
+/// Copies a sealed file and syncs the copy; returns its length.
+pub(super) fn copy(disk: &dyn Disk, from: &Path, to: &Path) -> Result<u64, Error> {
     let map = disk.map(from).map_err(Error::io("map", from))?;
     let file = disk.create(to).map_err(Error::io("create", to))?;
     write_all_at(&*file, map.bytes(), 0).map_err(Error::io("write", to))?;

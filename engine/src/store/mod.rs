@@ -5,9 +5,11 @@
 //! Knows nothing of models, sockets or async runtimes; its one thread of its own is the log's.
 
 mod admin;
+mod folders;
 mod query;
 mod read;
 mod recover;
+pub(crate) mod restore;
 mod upkeep;
 mod write;
 
@@ -23,6 +25,7 @@ use parking_lot::{Mutex, RwLock};
 
 pub use admin::{SnapshotReport, SpaceStats, StoreStatus, VerifyReport};
 pub use recover::RecoveryReport;
+pub use restore::{RestoreReport, restore};
 pub use upkeep::scrub::ScrubStatus;
 pub use upkeep::{CompactReport, Job};
 

@@ -54,17 +54,17 @@ pub struct RecoveryReport {
 
 /// The files of a data directory by kind.
 #[derive(Default)]
-struct Listing {
-    manifests: Vec<u64>,
-    wals: Vec<u64>,
+pub(super) struct Listing {
+    pub(super) manifests: Vec<u64>,
+    pub(super) wals: Vec<u64>,
     /// Segments and graphs, by name.
-    sealed: Vec<String>,
+    pub(super) sealed: Vec<String>,
     temporary: Vec<String>,
-    unknown: Vec<String>,
+    pub(super) unknown: Vec<String>,
 }
 
 impl Listing {
-    fn of(disk: &dyn Disk, dir: &Path) -> Result<Listing, Error> {
+    pub(super) fn of(disk: &dyn Disk, dir: &Path) -> Result<Listing, Error> {
         let mut out = Listing::default();
         for name in disk.list(dir).map_err(Error::io("list", dir))? {
             if let Some(generation) = manifest::file_generation(&name) {
@@ -208,7 +208,7 @@ fn fresh(
 }
 
 /// The log files behind the checkpoint of `manifest`, ascending, out of `wals`.
-fn log_files(
+pub(super) fn log_files(
     disk: &dyn Disk,
     dir: &Path,
     manifest: &Manifest,
