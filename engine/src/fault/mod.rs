@@ -12,4 +12,5 @@ mod disk;
 mod failure;
 mod flip;
 mod restore;
+mod salvage;
 mod workload;

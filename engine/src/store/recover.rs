@@ -106,11 +106,12 @@ pub(super) fn recover(
 ) -> Result<Store, Error> {
     let started = clock.now();
     let files = Listing::of(&*disk, dir)?;
-    let old = match Manifest::read_newest(&*disk, dir, &files.manifests)? {
+    let mut old = match Manifest::read_newest(&*disk, dir, &files.manifests)? {
         Some(found) => found,
         None if access == Access::Read => return Err(Error::NoStore { dir: dir.into() }),
         None => fresh(&*disk, dir, &files, &options)?,
     };
+    adopt_model(&mut old, &options);
     check_model(&old, &options)?;
     let mut loading = Loading {
         disk: Arc::clone(&disk),
@@ -233,6 +234,14 @@ pub(super) fn read_log(
     let ours = log_files(disk, dir, manifest, &wals)?;
     let scan = wal::scan(disk, dir, &ours, Lsn(manifest.checkpoint_lsn))?;
     Ok((scan.records, scan.last_lsn))
+}
+
+/// A store whose model is not known holds vectors of callers alone, so that it takes any.
+fn adopt_model(manifest: &mut Manifest, options: &StoreOptions) {
+    if manifest.fingerprint == manifest::UNKNOWN_MODEL {
+        tracing::info!(model = %options.fingerprint, "the store's model was not known; it has this one now");
+        manifest.fingerprint.clone_from(&options.fingerprint);
+    }
 }
 
 fn check_model(manifest: &Manifest, options: &StoreOptions) -> Result<(), Error> {
