@@ -71,10 +71,13 @@ fn a_snapshot_and_a_closed_store_are_restored_and_left_as_they_are() {
     for (from, to) in [("snapshot", "one"), ("store", "two")] {
         let (from, to) = (dir.path().join(from), dir.path().join(to));
         let before = files(&from);
+        // A folder that is there and empty is taken, and made private.
+        fs::create_dir(&to).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
         let report = restore(&from, &to).unwrap();
         assert_eq!(files(&from), before);
         assert_eq!((report.memories, report.spaces, &*report.fingerprint), (30, 1, "m"));
-        for path in files(&to).into_keys() {
+        for path in files(&to).into_keys().chain([to.clone()]) {
             let mode = fs::metadata(&path).unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "{}", path.display());
         }

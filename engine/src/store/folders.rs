@@ -1,11 +1,11 @@
 //! Folders that a new store is written to: empty, and apart from what it is made of.
 //!
-//! Invariant: nothing is written here; a folder that holds anything is never taken.
+//! Invariant: a folder that holds anything is never taken; what is taken is private to the user.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use crate::disk::{Disk, Lock};
+use crate::disk::{Disk, Lock, create_dir_durably};
 use crate::error::Error;
 
 /// The lock file's name.
@@ -52,6 +52,15 @@ pub(super) fn check_empty(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
         }
         Err(e) => Err(Error::io("list", dir)(e)),
     }
+}
+
+/// Makes a folder, or takes one that is empty, for the user alone.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::DiskFull`].
+pub(super) fn make_private(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+    create_dir_durably(disk, dir).map_err(Error::io("create the folder", dir))?;
+    disk.make_private(dir).map_err(Error::io("set the rights of", dir))
 }
 
 /// Keeps writers out of a folder that is only read; writes nothing there.

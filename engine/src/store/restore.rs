@@ -10,10 +10,10 @@ use flashbulb_kernels::Kernels;
 use serde::Serialize;
 
 use super::admin::copy;
-use super::folders::{LOCK, check_apart, check_empty, lock_source};
+use super::folders::{LOCK, check_apart, check_empty, lock_source, make_private};
 use super::recover::{Listing, log_files};
 use super::upkeep::graph;
-use crate::disk::{Disk, RealDisk, create_dir_durably};
+use crate::disk::{Disk, RealDisk};
 use crate::error::Error;
 use crate::manifest::{self, Manifest};
 use crate::segment::{self, Segment, Tombstone};
@@ -73,7 +73,7 @@ pub(crate) fn restore_on(
         memories,
         unknown_files: files.unknown,
     };
-    create_dir_durably(disk, to).map_err(Error::io("create the folder", to))?;
+    make_private(disk, to)?;
     let path = to.join(LOCK);
     let had_lock = disk.list(to).is_ok_and(|names| !names.is_empty());
     let lock = disk.try_lock(&path).map_err(Error::io("lock", &path))?;

@@ -13,6 +13,7 @@ use super::{Loss, Machine, SalvageReport, SalvagedSpace};
 use crate::error::Error;
 use crate::pace::Pace;
 use crate::record::RecordRef;
+use crate::store::folders::make_private;
 use crate::store::{Job, Store};
 use crate::types::{NewMemory, Seq, SpaceId, SpaceName, StoreOptions};
 
@@ -39,6 +40,7 @@ pub(super) fn write(
     gathered: &Gathered,
     report: &mut SalvageReport,
 ) -> Result<(), Error> {
+    make_private(&*machine.0, to)?;
     let store = open(machine, to, options.clone())?;
     let mut of_space: Option<(SpaceId, Pending)> = None;
     for version in gathered.records.keys() {
