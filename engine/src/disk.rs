@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -72,6 +72,8 @@ impl Held for (File, File) {}
 pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// Makes a folder that must not exist, in one that does, private to the user; durable after [`Disk::sync_dir`] of that.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Takes all others' rights to a folder away.
+    fn make_private(&self, dir: &Path) -> io::Result<()>;
     /// Locks the file `path`, which is made if need be, and its folder; `None` if another process has either.
     fn try_lock(&self, path: &Path) -> io::Result<Option<Lock>>;
     /// Locks the folder of `path` together with other readers; `None` if a writer has it. Writes nothing.
@@ -124,8 +126,13 @@ impl Disk for RealDisk {
         fs::DirBuilder::new().mode(0o700).create(dir)
     }
 
+    fn make_private(&self, dir: &Path) -> io::Result<()> {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+    }
+
     fn try_lock(&self, path: &Path) -> io::Result<Option<Lock>> {
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).mode(0o600).open(path)?;
         if !taken(file.try_lock())? {
             return Ok(None);
         }

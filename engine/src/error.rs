@@ -103,7 +103,7 @@ pub enum Error {
     },
     /// Bytes on disk are not what was written.
     #[error(
-        "{file} is damaged at byte {offset}: {what}. The store was left as it is; restore a snapshot or copy the folder before trying anything else"
+        "{file} is damaged at byte {offset}: {what}. The store was left as it is; restore a snapshot, or salvage what can be read into a new store"
     )]
     Corrupt {
         /// The damaged file.

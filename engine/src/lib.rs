@@ -55,7 +55,7 @@ pub use filter::{FILTER_DEPTH_MAX, FILTER_NODES_MAX, Filter, FilterError};
 pub use index::SearchPath;
 pub use pace::Pace;
 pub use store::{
-    CompactReport, Job, RecoveryReport, ScrubStatus, SnapshotReport, SpaceStats, Store,
-    StoreStatus, VerifyReport,
+    CompactReport, Job, Loss, RecoveryReport, RestoreReport, SalvageReport, SalvagedSpace,
+    ScrubStatus, SnapshotReport, SpaceStats, Store, StoreStatus, VerifyReport, restore, salvage,
 };
 pub use types::*;

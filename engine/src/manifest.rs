@@ -15,6 +15,9 @@ use crate::pace::Pace;
 
 const MAGIC: [u8; 8] = *b"\x89FBMAN\r\n";
 const VERSION: u16 = 1;
+/// The fingerprint of a store that was salvaged without a manifest: it holds no vector that a model made, and becomes a
+/// store of the first model it is opened with.
+pub(crate) const UNKNOWN_MODEL: &str = "";
 
 /// A space as the manifest keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

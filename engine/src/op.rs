@@ -114,6 +114,30 @@ impl Op {
     }
 }
 
+/// Where, in the payload of a write, each added record and its rows begin.
+pub(crate) fn places_of_added(
+    removed: usize,
+    added: &[NewRecord],
+) -> impl Iterator<Item = (usize, usize)> {
+    let mut at = 4 + 8 + 4 + removed * 8 + 4;
+    added.iter().map(move |new| {
+        let record = at + 8;
+        let rows = record + new.bytes.len();
+        at = rows + new.rows.len() * 4;
+        (record, rows)
+    })
+}
+
+/// Where, in a payload of vectors, each entry's rows begin.
+pub(crate) fn places_of_rows(entries: &[(Seq, Rows)]) -> impl Iterator<Item = usize> {
+    let mut at = 4 + 4;
+    entries.iter().map(move |(_, rows)| {
+        let place = at + 12;
+        at = place + rows.len() * 4;
+        place
+    })
+}
+
 /// Reads a count and then so many items; the count is not trusted for allocation.
 fn counted<'a, T>(
     r: &mut Reader<'a>,
@@ -157,6 +181,30 @@ mod tests {
                 NewRecord { bytes: vec![], rows: vec![1.0; 8] },
             ],
         });
+    }
+
+    #[test]
+    fn places_are_where_the_encoding_puts_things() {
+        let added = vec![
+            NewRecord { bytes: vec![1, 2, 3], rows: vec![2.5; 16] },
+            NewRecord { bytes: vec![4, 5], rows: vec![] },
+            NewRecord { bytes: vec![6], rows: vec![3.5; 8] },
+        ];
+        let removed = vec![Seq(1), Seq(2)];
+        let places: Vec<_> = places_of_added(removed.len(), &added).collect();
+        let op = Op::Write { space: SpaceId(1), last_seq: Seq(9), removed, added: added.clone() };
+        let payload = op.encode(8);
+        for (new, (record, rows)) in added.iter().zip(places) {
+            assert_eq!(payload[record..record + new.bytes.len()], new.bytes);
+            let mut r = crate::codec::Reader::new(&payload[rows..]);
+            assert_eq!(r.f32s(new.rows.len()).unwrap(), new.rows);
+        }
+        let entries = vec![(Seq(3), vec![0.5; 16]), (Seq(4), vec![0.25; 8])];
+        let places: Vec<_> = places_of_rows(&entries).collect();
+        let payload = Op::Vectors { space: SpaceId(1), entries: entries.clone() }.encode(8);
+        for ((_, rows), at) in entries.iter().zip(places) {
+            assert_eq!(crate::codec::Reader::new(&payload[at..]).f32s(rows.len()).unwrap(), *rows);
+        }
     }
 
     proptest! {

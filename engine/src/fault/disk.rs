@@ -294,6 +294,10 @@ impl Disk for FaultDisk {
         Ok(())
     }
 
+    fn make_private(&self, _dir: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
     fn try_lock(&self, _path: &Path) -> io::Result<Option<Lock>> {
         Ok(Some(Box::new(Unlocked)))
     }

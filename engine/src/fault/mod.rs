@@ -11,4 +11,6 @@ mod cut;
 mod disk;
 mod failure;
 mod flip;
+mod restore;
+mod salvage;
 mod workload;

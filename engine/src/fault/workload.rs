@@ -133,7 +133,7 @@ pub(super) fn open_copy(disk: &FaultDisk, dir: &str) -> Result<Store, Error> {
 
 /// A clock that stands: nothing happens because time has passed, so that a workload gives the same operations each time.
 #[derive(Debug)]
-struct StillClock;
+pub(super) struct StillClock;
 
 impl Clock for StillClock {
     fn now(&self) -> Duration {

@@ -10,6 +10,7 @@
 //! rows stay with the caller ([`RowSource`]) and are read only to rerank the last few candidates.
 
 mod accept;
+mod audit;
 mod build;
 mod checkpoint;
 mod collector;
@@ -26,6 +27,7 @@ mod vectors;
 mod walk;
 
 pub use accept::{Accept, VectorBits};
+pub use audit::Audit;
 pub use checkpoint::LoadError;
 pub use scratch::Scratch;
 pub use search::{SearchParams, SearchPath, SearchResult};

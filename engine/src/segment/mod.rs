@@ -9,9 +9,11 @@
 //! magic. Numbers are little-endian.
 
 mod read;
+mod salvage;
 mod write;
 
 pub(crate) use read::Segment;
+pub(crate) use salvage::Remains;
 pub(crate) use write::{SegmentWriter, WrittenSegment};
 
 use crate::types::{Lsn, Seq, SpaceId};

@@ -3,6 +3,7 @@
 //! Invariant: header and footer are checked at open, a block at its first touch; no byte of an unchecked block is
 //! given out. Never panics whatever the bytes. Never writes.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,7 +53,12 @@ impl Segment {
     /// # Errors
     /// [`Error::Corrupt`], [`Error::VersionTooNew`], [`Error::Io`].
     pub(crate) fn open(disk: &dyn Disk, path: &Path, len: u64) -> Result<Segment, Error> {
-        let map = disk.map(path).map_err(Error::io("map", path))?;
+        let map = disk.map(path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => {
+                Error::corrupt(path, 0, "the manifest names it, and it is missing")
+            }
+            _ => Error::io("map", path)(e),
+        })?;
         let bytes = map.bytes();
         if bytes.len() as u64 != len {
             let what = format!("the file has {} bytes, the manifest says {len}", bytes.len());
@@ -165,27 +171,17 @@ impl Segment {
 
     /// The record directory.
     pub(crate) fn records(&self) -> Result<Vec<RecordEntry>, Error> {
-        self.table(self.records, RECORD_ENTRY_BYTES, |r| {
-            let (space, len, seq) = (SpaceId(r.u32()?), r.u32()?, Seq(r.u64()?));
-            let (offset, _, text_hash) = (r.u64()?, r.u64()?, r.u128()?);
-            Some(RecordEntry { space, seq, offset, len, text_hash })
-        })
+        self.table(self.records, RECORD_ENTRY_BYTES, record_entry)
     }
 
     /// The vector directory.
     pub(crate) fn vectors(&self) -> Result<Vec<VectorEntry>, Error> {
-        self.table(self.vectors, VECTOR_ENTRY_BYTES, |r| {
-            let (space, count, seq) = (SpaceId(r.u32()?), r.u32()?, Seq(r.u64()?));
-            Some(VectorEntry { space, seq, offset: r.u64()?, count })
-        })
+        self.table(self.vectors, VECTOR_ENTRY_BYTES, vector_entry)
     }
 
     /// The tombstones.
     pub(crate) fn tombstones(&self) -> Result<Vec<Tombstone>, Error> {
-        self.table(self.tombstones, TOMBSTONE_BYTES, |r| {
-            let (space, _, seq) = (SpaceId(r.u32()?), r.u32()?, Seq(r.u64()?));
-            Some(Tombstone { space, seq })
-        })
+        self.table(self.tombstones, TOMBSTONE_BYTES, tombstone)
     }
 
     fn table<T>(
@@ -245,7 +241,26 @@ impl Segment {
     }
 }
 
-fn parse_header(path: &Path, bytes: &[u8]) -> Result<SegmentHeader, Error> {
+/// One entry of the record directory.
+pub(super) fn record_entry(r: &mut Reader<'_>) -> Option<RecordEntry> {
+    let (space, len, seq) = (SpaceId(r.u32()?), r.u32()?, Seq(r.u64()?));
+    let (offset, _, text_hash) = (r.u64()?, r.u64()?, r.u128()?);
+    Some(RecordEntry { space, seq, offset, len, text_hash })
+}
+
+/// One entry of the vector directory.
+pub(super) fn vector_entry(r: &mut Reader<'_>) -> Option<VectorEntry> {
+    let (space, count, seq) = (SpaceId(r.u32()?), r.u32()?, Seq(r.u64()?));
+    Some(VectorEntry { space, seq, offset: r.u64()?, count })
+}
+
+/// One tombstone.
+pub(super) fn tombstone(r: &mut Reader<'_>) -> Option<Tombstone> {
+    let (space, _, seq) = (SpaceId(r.u32()?), r.u32()?, Seq(r.u64()?));
+    Some(Tombstone { space, seq })
+}
+
+pub(super) fn parse_header(path: &Path, bytes: &[u8]) -> Result<SegmentHeader, Error> {
     let mut r = Reader::new(bytes);
     let read = |r: &mut Reader<'_>| {
         let magic = r.take(8)? == MAGIC;

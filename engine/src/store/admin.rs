@@ -10,9 +10,10 @@ use super::upkeep::graph;
 use super::{Access, ScrubStatus, Store, recover};
 use crate::disk::{Disk, create_dir_durably, write_all_at};
 use crate::error::Error;
+use crate::index::VectorNo;
 use crate::manifest::{GraphEntry, Manifest};
 use crate::segment;
-use crate::space::{RecordNo, Space};
+use crate::space::{RecordNo, Space, VectorCell};
 use crate::types::{Durability, SpaceName};
 
 /// Figures of one space.
@@ -90,6 +91,11 @@ pub struct VerifyReport {
     pub vectors: u64,
     /// Live memories whose record and vectors were fetched the way a search does.
     pub memories: u64,
+    /// Vectors in the graphs in memory, all of whose links were followed.
+    pub graph_vectors: u64,
+    /// Live vectors of these that no way through the graph leads to: a search that walks it does not find them. Not a
+    /// problem by itself; a rebuilt graph may have fewer.
+    pub unreachable_vectors: u64,
     /// Everything that does not fit; empty if the store is sound.
     pub problems: Vec<String>,
 }
@@ -152,7 +158,8 @@ impl Store {
         }
     }
 
-    /// Reads every sealed byte, the log, and every live memory, and compares them with their checksums and with each other.
+    /// Reads every sealed byte, the log, and every live memory, and compares them with their checksums and with each other;
+    /// looks over the graphs, saved and in memory, and that memories and vectors name each other.
     ///
     /// # Errors
     /// [`Error::Closed`]. Damage is not an error here but a line in the report.
@@ -184,13 +191,19 @@ impl Store {
         }
         for entry in &manifest.graphs {
             report.files += 1;
-            let loaded =
-                graph::load(&*self.disk, &self.dir, entry, self.dim(), self.kernels).map(drop);
-            report.problems.extend(loaded.err());
+            match graph::load(&*self.disk, &self.dir, entry, self.dim(), self.kernels) {
+                Ok((index, _)) => {
+                    let problems = index.audit().problems.into_iter();
+                    let file = graph::file_name(entry.number);
+                    report.problems.extend(problems.map(|what| format!("{file}: {what}")));
+                }
+                Err(why) => report.problems.push(why),
+            }
         }
         self.verify_log(&manifest, &mut report);
         for space in self.spaces.iter() {
             self.verify_space(space.value(), &mut report);
+            verify_index(space.value(), &mut report);
         }
         Ok(report)
     }
@@ -281,7 +294,55 @@ impl Store {
     }
 }
 
-fn copy(disk: &dyn Disk, from: &Path, to: &Path) -> Result<u64, Error> {
+/// Looks over a space's graph, and that its memories and its vectors name each other.
+fn verify_index(space: &Space, report: &mut VerifyReport) {
+    let audit = space.index.audit();
+    report.graph_vectors += u64::from(audit.nodes);
+    report.unreachable_vectors += u64::from(audit.unreachable);
+    let listed = audit.problems.len() as u64;
+    let more = audit.problem_count - listed;
+    let more = (more > 0).then(|| format!("{more} more problems of the graph"));
+    let in_graph = audit.problems.into_iter().chain(more);
+    report.problems.extend(in_graph.map(|what| format!("space {}: {what}", space.name)));
+    let disagree = disagreements(space);
+    if disagree.is_empty() {
+        return;
+    }
+    // A write that was half done can look like this. Between two writes it cannot.
+    let _one_writer = space.writer.lock();
+    let lines = disagreements(space);
+    report.problems.extend(lines.into_iter().map(|what| format!("space {}: {what}", space.name)));
+}
+
+/// Where memories and vectors of a space do not name each other.
+fn disagreements(space: &Space) -> Vec<String> {
+    let mut out = Vec::new();
+    let (column, index) = (space.vectors.len(), space.index.len());
+    if column != index {
+        out.push(format!("{column} vectors are known, {index} are in the index"));
+    }
+    for no in (0..space.records.len()).map(RecordNo) {
+        let Some(cell) = space.record(no).filter(|cell| cell.is_live()) else { continue };
+        let owner = |v: &u32| space.vectors.get(*v).and_then(VectorCell::record);
+        if let Some(v) = cell.vectors().find(|v| owner(v) != Some(no)) {
+            out.push(format!("seq {}: vector {v} is not known to be its", cell.seq));
+        }
+        if let Some(v) = cell.vectors().find(|v| space.index.is_dead(VectorNo(*v))) {
+            out.push(format!("seq {}: vector {v} cannot be found any more", cell.seq));
+        }
+    }
+    for v in (0..column.min(index)).filter(|v| !space.index.is_dead(VectorNo(*v))) {
+        let owner = space.vectors.get(v).and_then(VectorCell::record);
+        let cell = owner.and_then(|no| space.record(no)).filter(|cell| cell.is_live());
+        if !cell.is_some_and(|cell| cell.vectors().contains(&v)) {
+            out.push(format!("vector {v} can be found and is no live memory's"));
+        }
+    }
+    out
+}
+
+/// Copies a sealed file and syncs the copy; returns its length.
+pub(super) fn copy(disk: &dyn Disk, from: &Path, to: &Path) -> Result<u64, Error> {
     let map = disk.map(from).map_err(Error::io("map", from))?;
     let file = disk.create(to).map_err(Error::io("create", to))?;
     write_all_at(&*file, map.bytes(), 0).map_err(Error::io("write", to))?;

@@ -5,9 +5,12 @@
 //! Knows nothing of models, sockets or async runtimes; its one thread of its own is the log's.
 
 mod admin;
+mod folders;
 mod query;
 mod read;
 mod recover;
+pub(crate) mod restore;
+pub(crate) mod salvage;
 mod upkeep;
 mod write;
 
@@ -23,6 +26,8 @@ use parking_lot::{Mutex, RwLock};
 
 pub use admin::{SnapshotReport, SpaceStats, StoreStatus, VerifyReport};
 pub use recover::RecoveryReport;
+pub use restore::{RestoreReport, restore};
+pub use salvage::{Loss, SalvageReport, SalvagedSpace, salvage};
 pub use upkeep::scrub::ScrubStatus;
 pub use upkeep::{CompactReport, Job};
 
@@ -30,7 +35,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::disk::{Disk, Lock, RealDisk, create_dir_durably};
 use crate::error::Error;
 use crate::index::Scratch;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, UNKNOWN_MODEL};
 use crate::parts::Parts;
 use crate::segment::Tombstone;
 use crate::space::Space;
@@ -96,6 +101,7 @@ impl Store {
     /// vectors of another model; [`Error::Corrupt`] where acknowledged data are damaged or missing; [`Error::Invalid`]
     /// for options out of range; [`Error::Io`], [`Error::DiskFull`], [`Error::VersionTooNew`].
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Store, Error> {
+        check_model_named(&options)?;
         Store::open_on(Arc::new(RealDisk), Arc::new(SystemClock::new()), dir, options)
     }
 
@@ -106,6 +112,7 @@ impl Store {
     /// [`Error::NoStore`] if there is none; [`Error::NeedsRecovery`] if it was not closed cleanly; [`Error::Locked`] if a writer
     /// has it; otherwise as [`Store::open`].
     pub fn open_read_only(dir: &Path, options: StoreOptions) -> Result<Store, Error> {
+        check_model_named(&options)?;
         let (disk, clock) = (Arc::new(RealDisk), Arc::new(SystemClock::new()));
         Store::read_on(disk, clock, dir, options)
     }
@@ -201,6 +208,14 @@ impl Store {
         let ended = self.wal.close();
         saved.and(ended)
     }
+}
+
+/// A store without a known model takes the first it is opened with, so that one must be named.
+fn check_model_named(options: &StoreOptions) -> Result<(), Error> {
+    if options.fingerprint == UNKNOWN_MODEL {
+        return Err(Error::invalid("fingerprint", "is empty; name the model of the vectors"));
+    }
+    Ok(())
 }
 
 fn check_dim(options: &StoreOptions) -> Result<(), Error> {

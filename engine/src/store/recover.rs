@@ -56,17 +56,17 @@ pub struct RecoveryReport {
 
 /// The files of a data directory by kind.
 #[derive(Default)]
-struct Listing {
-    manifests: Vec<u64>,
-    wals: Vec<u64>,
+pub(super) struct Listing {
+    pub(super) manifests: Vec<u64>,
+    pub(super) wals: Vec<u64>,
     /// Segments and graphs, by name.
-    sealed: Vec<String>,
+    pub(super) sealed: Vec<String>,
     temporary: Vec<String>,
-    unknown: Vec<String>,
+    pub(super) unknown: Vec<String>,
 }
 
 impl Listing {
-    fn of(disk: &dyn Disk, dir: &Path) -> Result<Listing, Error> {
+    pub(super) fn of(disk: &dyn Disk, dir: &Path) -> Result<Listing, Error> {
         let mut out = Listing::default();
         for name in disk.list(dir).map_err(Error::io("list", dir))? {
             if let Some(generation) = manifest::file_generation(&name) {
@@ -108,11 +108,12 @@ pub(super) fn recover(
 ) -> Result<Store, Error> {
     let started = clock.now();
     let files = Listing::of(&*disk, dir)?;
-    let old = match Manifest::read_newest(&*disk, dir, &files.manifests)? {
+    let mut old = match Manifest::read_newest(&*disk, dir, &files.manifests)? {
         Some(found) => found,
         None if access == Access::Read => return Err(Error::NoStore { dir: dir.into() }),
         None => fresh(&*disk, dir, &files, &options)?,
     };
+    adopt_model(&mut old, &options);
     check_model(&old, &options)?;
     let mut loading = Loading {
         disk: Arc::clone(&disk),
@@ -210,7 +211,7 @@ fn fresh(
 }
 
 /// The log files behind the checkpoint of `manifest`, ascending, out of `wals`.
-fn log_files(
+pub(super) fn log_files(
     disk: &dyn Disk,
     dir: &Path,
     manifest: &Manifest,
@@ -235,6 +236,14 @@ pub(super) fn read_log(
     let ours = log_files(disk, dir, manifest, &wals)?;
     let scan = wal::scan(disk, dir, &ours, Lsn(manifest.checkpoint_lsn))?;
     Ok((scan.records, scan.last_lsn))
+}
+
+/// A store whose model is not known holds vectors of callers alone, so that it takes any.
+fn adopt_model(manifest: &mut Manifest, options: &StoreOptions) {
+    if manifest.fingerprint == manifest::UNKNOWN_MODEL {
+        tracing::info!(model = %options.fingerprint, "the store's model was not known; it has this one now");
+        manifest.fingerprint.clone_from(&options.fingerprint);
+    }
 }
 
 fn check_model(manifest: &Manifest, options: &StoreOptions) -> Result<(), Error> {

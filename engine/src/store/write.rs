@@ -73,6 +73,15 @@ impl Store {
         self.add_whole(name, items, OnConflict::Error)
     }
 
+    /// Adds memories that another store kept, each with the request that it came with there. An id that is there gets a new
+    /// version.
+    ///
+    /// # Errors
+    /// As [`Store::add`].
+    pub(super) fn add_kept(&self, name: &SpaceName, items: Vec<NewMemory>) -> Result<Added, Error> {
+        self.add_whole(name, items, OnConflict::Replace)
+    }
+
     fn add_whole(
         &self,
         name: &SpaceName,
@@ -110,7 +119,9 @@ impl Store {
         on_conflict: OnConflict,
         create: Option<Op>,
     ) -> Result<(Lsn, Added), Error> {
+        // What replaces is no request of a caller that may be repeated.
         let request = items.first().and_then(|item| item.memory.request);
+        let request = request.filter(|_| on_conflict == OnConflict::Error);
         if let Some(request) = request
             && let Some(items) = Self::done_before(space, &writer, items, request)?
         {

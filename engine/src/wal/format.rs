@@ -129,6 +129,11 @@ pub(crate) fn head_of(
     out
 }
 
+/// The salt that a record at `offset` of `file` would have.
+pub(crate) fn salt_at(file: &[u8], offset: usize) -> Option<u32> {
+    Reader::new(file.get(offset.checked_add(16)?..)?).u32()
+}
+
 fn checksum(offset: u64, behind_crc: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&offset.to_le_bytes()), behind_crc)
 }

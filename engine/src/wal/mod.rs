@@ -8,10 +8,14 @@ mod files;
 mod format;
 mod reader;
 mod records;
+mod salvage;
 mod tail;
 mod writer;
 
-pub(crate) use format::{file_name, file_number};
+#[cfg(test)]
+pub(crate) use format::FileHeader;
+pub(crate) use format::{VERSION, file_name, file_number};
 pub(crate) use reader::{Batch, files_of, scan};
+pub(crate) use salvage::{LogRemains, SoundBatch};
 pub(crate) use tail::rewrite_tail;
 pub(crate) use writer::{Wal, WalStart};

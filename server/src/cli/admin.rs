@@ -65,7 +65,11 @@ pub fn verify(context: &Context) -> Result<Exit, CliError> {
                 for problem in &problems {
                     writeln!(out, "{BAD}problem:{BAD:#} {}", safe(problem))?;
                 }
-                writeln!(out, "{found} found; export what you need, then restore a snapshot")
+                writeln!(
+                    out,
+                    "{found} found; export what you need, then restore a snapshot (flashbulb restore), or save what can be \
+                     read (flashbulb salvage)"
+                )
             }
         }
     })?;

@@ -149,6 +149,10 @@ pub enum Command {
     Sync,
     /// Copy the store to a new folder while it runs
     Snapshot(Snapshot),
+    /// Check a snapshot and copy it to the folder that --store names; needs no daemon
+    Restore(Restore),
+    /// Save what can be read of a damaged store as a new store; needs no daemon
+    Salvage(Salvage),
     /// Stop the daemon
     Shutdown,
     /// Print a completion script for a shell
@@ -514,6 +518,43 @@ pub struct Snapshot {
     pub path: PathBuf,
 }
 
+/// `restore`.
+#[derive(Debug, Args)]
+#[command(after_help = RESTORE_HELP)]
+pub struct Restore {
+    /// The folder that `snapshot` made, or a store whose daemon was stopped
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub snapshot: PathBuf,
+}
+
+const RESTORE_HELP: &str = "\
+Every file is checked against its checksums before anything is written. The folder that --store
+names must not exist or be empty; it is a store once the command has ended well, and not before.";
+
+/// `salvage`.
+#[derive(Debug, Args)]
+#[command(after_help = SALVAGE_HELP)]
+pub struct Salvage {
+    /// The damaged store; it is only read
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub from: PathBuf,
+    /// The folder of the new store; must not exist or be empty
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub to: PathBuf,
+    /// Components of a vector where no file of the damaged store says; the provided model has 384
+    #[arg(long, value_name = "N", default_value_t = 384, value_parser = clap::value_parser!(u16).range(8..=4096))]
+    pub dim: u16,
+}
+
+const SALVAGE_HELP: &str = "\
+For a store that does not open. Memories keep id, text, role, session, time, meta, vectors and their
+order; every loss is listed by file and reason, and so is what may be back although it was deleted.
+Memories whose vectors are lost are embedded when a daemon starts on the new store. Where no
+manifest can be read, the model is unknown: all texts are embedded again then, but those with
+vectors of the caller's own, and spaces whose names are lost are called recovered-N.
+On a device that fails, copy the folder to a sound one first: a file that the system cannot read
+ends the command.";
+
 /// `completions`.
 #[derive(Debug, Args)]
 pub struct Completions {
@@ -560,6 +601,11 @@ mod tests {
         check("setup --from a --bundle b", false);
         check("space drop a", true);
         check("completions bash", true);
+        check("restore snap --store s --json", true);
+        check("restore", false);
+        check("salvage old new --json", true);
+        check("salvage old", false);
+        check("salvage old new --dim 7", false);
         check("top --once --interval 0.5", true);
         check("top --interval 0", false);
         check("top --interval nan", false);

@@ -57,7 +57,8 @@ Exit codes:
     6  the input is wrong: a file, a parameter, a limit
     7  another process holds the store
     8  the runtime, the model or a required device could not be provided (see flashbulb setup)
-    9  the store is damaged, too new, or made with another model (see flashbulb verify)
+    9  the store is damaged, too new, or made with another model (see flashbulb verify, restore
+       and salvage)
    10  busy or too slow; try again
    11  a write to disk failed; a restart shows what is there
   130  stopped from outside

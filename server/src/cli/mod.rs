@@ -1,8 +1,8 @@
 //! The command line.
 //!
 //! Keeps: results on stdout, the rest on stderr; every error ends with a documented exit code and says what to do
-//! next. Everything but `serve`, `setup` and `doctor` speaks to the daemon over its socket and nothing else, so
-//! it must not know the engine.
+//! next. Everything but `serve`, `setup`, `doctor`, `restore` and `salvage` speaks to the daemon over its socket and
+//! nothing else; only `rescue`, for folders that no daemon has, knows the engine.
 
 mod admin;
 pub(crate) mod args;
@@ -14,6 +14,7 @@ pub(crate) mod import;
 pub(crate) mod memory;
 pub(crate) mod output;
 pub(crate) mod progress;
+mod rescue;
 mod serve;
 mod show;
 mod top;
@@ -104,6 +105,8 @@ impl Context {
             Command::Compact => admin::compact(self),
             Command::Sync => admin::sync(self),
             Command::Snapshot(args) => admin::snapshot(self, &args),
+            Command::Restore(args) => rescue::restore(self, &args),
+            Command::Salvage(args) => rescue::salvage(self, &args),
             Command::Shutdown => admin::shutdown(self),
             Command::Completions(args) => {
                 let mut script = Vec::new();

@@ -4,6 +4,7 @@
 //! the index works.
 #![allow(clippy::unwrap_used)]
 
+mod audit;
 mod concurrent;
 mod data;
 mod deletes;
