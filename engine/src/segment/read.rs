@@ -91,10 +91,14 @@ impl Segment {
         self.map.bytes().len() as u64
     }
 
+    /// The end of `len` bytes at `offset`, if they lie in the data.
+    fn within(&self, offset: u64, len: u64) -> Option<u64> {
+        offset.checked_add(len).filter(|end| *end <= self.data_len)
+    }
+
     /// `len` bytes at `offset`, their blocks checked.
     fn slice(&self, offset: u64, len: u64) -> Result<&[u8], Error> {
-        let end = offset.checked_add(len).filter(|end| *end <= self.data_len);
-        let Some(end) = end else {
+        let Some(end) = self.within(offset, len) else {
             let what = format!("{len} bytes reach past the data, which end at {}", self.data_len);
             return Err(Error::corrupt(&self.path, offset, what));
         };
@@ -152,6 +156,7 @@ impl Segment {
         self.table(self.records, RECORD_ENTRY_BYTES, |r| {
             let (space, len, seq) = (SpaceId(r.u32()?), r.u32()?, Seq(r.u64()?));
             let (offset, _, text_hash) = (r.u64()?, r.u64()?, r.u128()?);
+            self.within(offset, len.into())?;
             Some(RecordEntry { space, seq, offset, len, text_hash })
         })
     }
@@ -160,7 +165,9 @@ impl Segment {
     pub(crate) fn vectors(&self) -> Result<Vec<VectorEntry>, Error> {
         self.table(self.vectors, VECTOR_ENTRY_BYTES, |r| {
             let (space, count, seq) = (SpaceId(r.u32()?), r.u32()?, Seq(r.u64()?));
-            Some(VectorEntry { space, seq, offset: r.u64()?, count })
+            let offset = r.u64()?;
+            self.within(offset, u64::from(count) * u64::from(self.header.dim) * 4)?;
+            Some(VectorEntry { space, seq, offset, count })
         })
     }
 

@@ -11,6 +11,8 @@ mod records;
 mod tail;
 mod writer;
 
+#[cfg(fuzzing)]
+pub(crate) use format::{FileHeader, RecordHeader, head_of, record_bytes};
 pub(crate) use format::{file_name, file_number};
 pub(crate) use reader::{Batch, files_of, scan};
 pub(crate) use tail::rewrite_tail;
