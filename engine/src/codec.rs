@@ -2,6 +2,10 @@
 //!
 //! Invariant: reading never panics and never reads past the end; a short or absurd input is `None`. Knows no format.
 
+/// Numbers that are counted up (LSNs, seqs, epochs, generations) are below this on disk: no store comes that far, and what is
+/// at hand can be counted on without overflow.
+pub(crate) const NUMBER_LIMIT: u64 = 1 << 62;
+
 /// A cursor over bytes from disk.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {

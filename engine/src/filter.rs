@@ -272,7 +272,7 @@ fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// The order of two numbers or two strings; integers compare exactly.
+/// The order of two numbers or two strings; numbers compare exactly.
 fn compare(a: &Value, b: &Value) -> Option<Ordering> {
     match (a, b) {
         (Value::String(a), Value::String(b)) => Some(a.cmp(b)),
@@ -282,11 +282,20 @@ fn compare(a: &Value, b: &Value) -> Option<Ordering> {
             };
             match (exact(x), exact(y)) {
                 (Some(x), Some(y)) => Some(x.cmp(&y)),
-                _ => x.as_f64()?.partial_cmp(&y.as_f64()?),
+                (Some(x), None) => whole_to_float(x, y.as_f64()?),
+                (None, Some(y)) => whole_to_float(y, x.as_f64()?).map(Ordering::reverse),
+                (None, None) => x.as_f64()?.partial_cmp(&y.as_f64()?),
             }
         }
         _ => None,
     }
+}
+
+/// The order of a whole number and a float, without rounding the number to a float first. It has at most 64 bits, so a
+/// float beyond 128 may be cut to them.
+fn whole_to_float(whole: i128, float: f64) -> Option<Ordering> {
+    let by_fraction = 0.0.partial_cmp(&float.fract())?;
+    Some(whole.cmp(&(float as i128)).then(by_fraction))
 }
 
 #[cfg(test)]
@@ -340,6 +349,11 @@ mod tests {
             (json!({"meta.f": {"gt": 1}}), true),
             (json!({"meta.big": {"gt": 9007199254740992u64}}), true),
             (json!({"meta.big": {"eq": 9007199254740992u64}}), false),
+            (json!({"meta.big": {"eq": 9007199254740992.0}}), false),
+            (json!({"meta.big": {"gt": 9007199254740992.0, "lt": 9007199254740994.0}}), true),
+            (json!({"meta.n": {"gt": 4.5, "lt": 5.5}}), true),
+            (json!({"meta.n": {"gt": -1e308, "lt": 1e308}}), true),
+            (json!({"meta.f": {"gt": 2}}), false),
             (json!({"meta.o.k": {"eq": [1.0, 2]}}), true),
             (json!({"meta.o": {"eq": {"k": [1]}}}), false),
             (json!({"meta.z": {"exists": true}}), true),

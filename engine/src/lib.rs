@@ -33,6 +33,9 @@ mod error;
 #[cfg(test)]
 mod fault;
 mod filter;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzz;
 #[doc(hidden)]
 pub mod index;
 mod manifest;

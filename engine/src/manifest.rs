@@ -8,10 +8,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Reader;
+use crate::codec::{NUMBER_LIMIT, Reader};
 use crate::disk::{Disk, Halfway, write_durably};
 use crate::error::Error;
 use crate::pace::Pace;
+use crate::parts::PART_LIMIT;
 
 const MAGIC: [u8; 8] = *b"\x89FBMAN\r\n";
 const VERSION: u16 = 1;
@@ -91,15 +92,7 @@ impl Manifest {
         let json = serde_json::to_vec(self).map_err(|e| {
             Error::invalid("the manifest", format!("cannot be written as JSON: {e}"))
         })?;
-        let mut out = Vec::with_capacity(json.len() + 20);
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 2]);
-        out.extend_from_slice(&u32::try_from(json.len()).unwrap_or(u32::MAX).to_le_bytes());
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&out), &json);
-        out.extend_from_slice(&crc.to_le_bytes());
-        out.extend_from_slice(&json);
-        write_durably(disk, dir, &name, &out, &Pace::unpaced()).map_err(|(halfway, e)| {
+        write_durably(disk, dir, &name, &framed(&json), &Pace::unpaced()).map_err(|(halfway, e)| {
             let error = Error::io("write", dir.join(&name))(e);
             match halfway {
                 Halfway::Written => error,
@@ -131,6 +124,39 @@ impl Manifest {
             Err(Error::corrupt(path, 0, what))
         }
     }
+
+    /// The first number in it that no store can have.
+    fn absurd(&self) -> Option<&'static str> {
+        let counted =
+            [self.generation, self.checkpoint_lsn, self.epoch, self.first_wal.unwrap_or(0)];
+        let seqs = self.spaces.iter().map(|s| s.last_seq);
+        let too_far = counted.into_iter().chain(seqs).any(|n| n >= NUMBER_LIMIT);
+        let spaces = self.spaces.iter().map(|s| s.id).chain([self.next_space]);
+        if too_far {
+            Some("a number in it is beyond what a store can count to")
+        } else if spaces.max() == Some(u32::MAX) {
+            Some("a space in it has a number that none can have")
+        } else if self.next_part >= PART_LIMIT
+            || self.segments.iter().any(|s| s.part >= self.next_part)
+        {
+            Some("a segment in it has a number that was not given out")
+        } else {
+            None
+        }
+    }
+}
+
+/// The file that holds `json`.
+pub(crate) fn framed(json: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(json.len() + 20);
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&[0; 2]);
+    out.extend_from_slice(&u32::try_from(json.len()).unwrap_or(u32::MAX).to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&out), json);
+    out.extend_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(json);
+    out
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<Manifest, Error> {
@@ -149,8 +175,14 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Manifest, Error> {
         Some((true, found, true, _)) if found > VERSION => {
             Err(Error::VersionTooNew { file: path.into(), found, known: VERSION })
         }
-        Some((true, _, true, json)) => serde_json::from_slice(json)
-            .map_err(|e| Error::corrupt(path, 20, format!("the contents do not parse: {e}"))),
+        Some((true, _, true, json)) => {
+            let manifest: Manifest = serde_json::from_slice(json)
+                .map_err(|e| Error::corrupt(path, 20, format!("the contents do not parse: {e}")))?;
+            match manifest.absurd() {
+                None => Ok(manifest),
+                Some(what) => Err(Error::corrupt(path, 20, what)),
+            }
+        }
         Some((false, ..)) => Err(Error::corrupt(path, 0, "this is not a manifest (wrong magic)")),
         _ => Err(Error::corrupt(path, 0, "the checksum does not match")),
     }
@@ -199,5 +231,25 @@ mod tests {
             std::fs::write(&path, &good[..at]).unwrap();
             assert!(read(&[3, 4]).is_err(), "cut at {at}");
         }
+    }
+
+    #[test]
+    fn numbers_that_no_store_can_have_are_refused() {
+        let refused = |change: fn(&mut Manifest)| {
+            let mut manifest = sample();
+            change(&mut manifest);
+            let json = serde_json::to_vec(&manifest).unwrap();
+            parse(Path::new("m"), &framed(&json)).is_err()
+        };
+        assert!(!refused(|_| {}));
+        assert!(refused(|m| m.generation = u64::MAX));
+        assert!(refused(|m| m.checkpoint_lsn = NUMBER_LIMIT));
+        assert!(refused(|m| m.epoch = u64::MAX));
+        assert!(refused(|m| m.first_wal = Some(u64::MAX)));
+        assert!(refused(|m| m.spaces[0].last_seq = u64::MAX));
+        assert!(refused(|m| m.spaces[0].id = u32::MAX));
+        assert!(refused(|m| m.next_space = u32::MAX));
+        assert!(refused(|m| m.next_part = u32::MAX));
+        assert!(refused(|m| m.next_part = 1), "part 1 is in use");
     }
 }

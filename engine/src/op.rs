@@ -7,7 +7,7 @@
 //! `DROP    space u32`.
 //! Invariant: decoding never panics and accepts only whole payloads. Knows nothing of how a store applies them.
 
-use crate::codec::{Reader, put_f32s};
+use crate::codec::{NUMBER_LIMIT, Reader, put_f32s};
 use crate::types::{Seq, SpaceId};
 
 pub(crate) const KIND_CREATE: u16 = 2;
@@ -86,11 +86,11 @@ impl Op {
     /// Reads a payload back; `None` if it is not exactly one operation of this kind.
     pub(crate) fn decode(kind: u16, payload: &[u8], dim: usize) -> Option<Op> {
         let mut r = Reader::new(payload);
-        let space = SpaceId(r.u32()?);
+        let space = SpaceId(r.u32().filter(|number| *number < u32::MAX)?);
         let op = match kind {
             KIND_CREATE => Op::Create { space, name: r.text(r.remaining())?.to_owned() },
             KIND_WRITE => {
-                let last_seq = Seq(r.u64()?);
+                let last_seq = Seq(r.u64().filter(|seq| *seq < NUMBER_LIMIT)?);
                 let removed = counted(&mut r, |r| r.u64().map(Seq))?;
                 let added = counted(&mut r, |r| {
                     let (len, vectors) = (r.u32()? as usize, r.u32()? as usize);
@@ -204,6 +204,23 @@ mod tests {
         let payload = Op::Vectors { space: SpaceId(1), entries: entries.clone() }.encode(8);
         for ((_, rows), at) in entries.iter().zip(places) {
             assert_eq!(crate::codec::Reader::new(&payload[at..]).f32s(rows.len()).unwrap(), *rows);
+        }
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_counted_on_are_refused() {
+        let write = |space, last_seq| Op::Write {
+            space: SpaceId(space),
+            last_seq: Seq(last_seq),
+            removed: vec![],
+            added: vec![],
+        };
+        for (op, sound) in [
+            (write(u32::MAX - 1, NUMBER_LIMIT - 1), true),
+            (write(u32::MAX, 1), false),
+            (write(1, NUMBER_LIMIT), false),
+        ] {
+            assert_eq!(Op::decode(op.kind(), &op.encode(8), 8).is_some(), sound, "{op:?}");
         }
     }
 

@@ -5,7 +5,7 @@
 //! Flag 2: `key u128 | content u128` of the request it came with follow.
 //! Invariant: `decode` accepts exactly what `encode` makes and never panics. Knows nothing of where the bytes lie.
 
-use crate::codec::Reader;
+use crate::codec::{NUMBER_LIMIT, Reader};
 use crate::types::{Memory, NewMemory, RequestId, Seq};
 
 /// Bytes before the variable part.
@@ -89,7 +89,7 @@ impl<'a> RecordRef<'a> {
     /// Reads one record that fills `bytes` to the last.
     pub(crate) fn decode(bytes: &'a [u8]) -> Option<Self> {
         let mut r = Reader::new(bytes);
-        let (seq, ts_ms) = (Seq(r.u64()?), r.i64()?);
+        let (seq, ts_ms) = (Seq(r.u64().filter(|seq| *seq < NUMBER_LIMIT)?), r.i64()?);
         let (id, role, session, flags) = (r.u16()?, r.u16()?, r.u16()?, r.u16()?);
         let (meta, text) = (r.u32()?, r.u32()?);
         if flags & !(FLAG_OWN_VECTORS | FLAG_REQUEST) != 0 || id == ABSENT_U16 || text == ABSENT_U32
@@ -159,7 +159,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_record_survives(
-            seq in any::<u64>(), ts_ms in any::<i64>(), id in ".{1,40}",
+            seq in 0..NUMBER_LIMIT, ts_ms in any::<i64>(), id in ".{1,40}",
             role in proptest::option::of(".{0,20}"), session in proptest::option::of(".{0,20}"),
             meta in proptest::option::of(".{0,50}"), text in ".{0,200}", own_vectors in any::<bool>(),
             request in proptest::option::of(any::<(u128, u128)>()),
@@ -176,6 +176,9 @@ mod tests {
             prop_assert_eq!(RecordRef::decode(&bytes[..bytes.len() - 1]), None);
             bytes.push(0);
             prop_assert_eq!(RecordRef::decode(&bytes), None);
+            bytes.pop();
+            bytes[7] = 0xff;
+            prop_assert_eq!(RecordRef::decode(&bytes), None, "a seq that cannot be counted on");
         }
 
         #[test]

@@ -73,6 +73,7 @@ impl Writer for &Engine {
             ts_ms: r.ts_ms,
             meta: Some(r.meta.clone()),
             vectors: Some(vec![r.vector.clone()]),
+            request: None,
         });
         self.store.add(&self.space, items.collect(), OnConflict::Error)?;
         self.background.wake();

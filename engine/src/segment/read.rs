@@ -97,10 +97,14 @@ impl Segment {
         self.map.bytes().len() as u64
     }
 
+    /// The end of `len` bytes at `offset`, if they lie in the data.
+    fn within(&self, offset: u64, len: u64) -> Option<u64> {
+        offset.checked_add(len).filter(|end| *end <= self.data_len)
+    }
+
     /// `len` bytes at `offset`, their blocks checked.
     fn slice(&self, offset: u64, len: u64) -> Result<&[u8], Error> {
-        let end = offset.checked_add(len).filter(|end| *end <= self.data_len);
-        let Some(end) = end else {
+        let Some(end) = self.within(offset, len) else {
             let what = format!("{len} bytes reach past the data, which end at {}", self.data_len);
             return Err(Error::corrupt(&self.path, offset, what));
         };
@@ -171,12 +175,17 @@ impl Segment {
 
     /// The record directory.
     pub(crate) fn records(&self) -> Result<Vec<RecordEntry>, Error> {
-        self.table(self.records, RECORD_ENTRY_BYTES, record_entry)
+        self.table(self.records, RECORD_ENTRY_BYTES, |r| {
+            record_entry(r).filter(|e| self.within(e.offset, e.len.into()).is_some())
+        })
     }
 
     /// The vector directory.
     pub(crate) fn vectors(&self) -> Result<Vec<VectorEntry>, Error> {
-        self.table(self.vectors, VECTOR_ENTRY_BYTES, vector_entry)
+        self.table(self.vectors, VECTOR_ENTRY_BYTES, |r| {
+            let bytes = |e: &VectorEntry| u64::from(e.count) * u64::from(self.header.dim) * 4;
+            vector_entry(r).filter(|e| self.within(e.offset, bytes(e)).is_some())
+        })
     }
 
     /// The tombstones.

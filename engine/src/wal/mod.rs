@@ -12,8 +12,10 @@ mod salvage;
 mod tail;
 mod writer;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use format::FileHeader;
+#[cfg(fuzzing)]
+pub(crate) use format::{RecordHeader, head_of, record_bytes};
 pub(crate) use format::{VERSION, file_name, file_number};
 pub(crate) use reader::{Batch, files_of, scan};
 pub(crate) use salvage::{LogRemains, SoundBatch};

@@ -9,6 +9,7 @@ use super::format::{
     FILE_HEADER_BYTES, FLAG_FIRST, FLAG_LAST, FileHeader, HeaderError, KIND_MARK, VERSION,
     file_name, parse_record, record_bytes,
 };
+use crate::codec::NUMBER_LIMIT;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::types::Lsn;
@@ -87,12 +88,15 @@ fn read_header(path: &Path, bytes: &[u8], number: u64) -> Result<FileHeader, Err
         }
         HeaderError::Damaged(what) => Error::corrupt(path, 0, what),
     })?;
-    if header.number == number {
-        Ok(header)
-    } else {
+    if header.number != number {
         let what = format!("the header says file number {}, the name {number}", header.number);
-        Err(Error::corrupt(path, 0, what))
+        return Err(Error::corrupt(path, 0, what));
     }
+    if !(1..NUMBER_LIMIT).contains(&header.first_lsn.0) {
+        let what = format!("the header says first LSN {}: LSNs count from 1", header.first_lsn.0);
+        return Err(Error::corrupt(path, 0, what));
+    }
+    Ok(header)
 }
 
 fn check_first(
