@@ -23,6 +23,15 @@ mod device;
 // Another system's accelerator may carry the model.
 #[cfg(target_os = "linux")]
 mod device_outside;
+// Stands between the program and libc.
+#[cfg(target_os = "linux")]
+mod disk_failures;
+// Stands between the program and libc.
+#[cfg(target_os = "linux")]
+mod durability_levels;
+// Stands between the program and libc.
+#[cfg(target_os = "linux")]
+mod faulty_disk;
 mod frames;
 // Measures the daemon through /proc.
 #[cfg(target_os = "linux")]
@@ -44,9 +53,18 @@ mod overload;
 mod params;
 mod protocol;
 mod races;
+// Stands between the program and libc.
+#[cfg(target_os = "linux")]
+mod read_only;
 mod read_semantics;
+// Stands between the program and libc.
+#[cfg(target_os = "linux")]
+mod rescue;
 mod same_vector;
 mod search_semantics;
+// Stands between the program and libc.
+#[cfg(target_os = "linux")]
+mod snapshot_restore;
 mod values;
 mod volume;
 mod write_semantics;
