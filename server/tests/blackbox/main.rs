@@ -36,6 +36,7 @@ mod frames;
 // Measures the daemon through /proc.
 #[cfg(target_os = "linux")]
 mod hostile;
+mod idempotency;
 mod isolation;
 mod large_space;
 mod lifecycle;
