@@ -62,6 +62,7 @@ mod read_semantics;
 #[cfg(target_os = "linux")]
 mod rescue;
 mod same_vector;
+mod scrub;
 mod search_semantics;
 // Stands between the program and libc.
 #[cfg(target_os = "linux")]
