@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::client::Conn;
 use crate::daemon::Daemon;
 use crate::data::{Rng, ids, vector};
+use crate::scrub::{assert_noticed, files, flip, verified};
 
 /// Enough that the service, as it is today, leaves scanning for its graph, also in an unoptimised build.
 const SIZE: usize = 52_000;
@@ -254,4 +255,26 @@ fn a_large_space_answers_as_brute_force_does() {
         "recall@{K} (all, half, tenth, hundredth, handful) below {RECALL}:\n{}",
         low.join("\n")
     );
+    check_graph_file(&mut daemon);
+}
+
+/// A saved graph is a file like any other: `verify` reads it, and the next start does without a damaged one.
+fn check_graph_file(daemon: &mut Daemon) {
+    assert!(daemon.terminate().success(), "{}", daemon.log_tail());
+    daemon.run();
+    let graph =
+        files(&daemon.store, "graph-").pop().expect("a space of this size has a saved graph");
+    let len = std::fs::metadata(&graph).expect("the graph").len();
+    assert!(verified(daemon).0, "a sound store: {}", verified(daemon).1);
+    for at in [3, 40, len / 2, len - 5] {
+        assert_noticed(daemon, &graph, at);
+    }
+    assert!(daemon.terminate().success(), "{}", daemon.log_tail());
+    let graph = files(&daemon.store, "graph-").pop().expect("a saved graph");
+    flip(&graph, len / 2);
+    daemon.run();
+    let recovery = daemon.conn().ok("admin.status", json!({}))["recovery"].clone();
+    assert_ne!(recovery["graphs_refused"], json!([]), "{recovery}");
+    let listed = daemon.conn().ok("space.stats", json!({"space": "large"}));
+    assert_eq!(listed["searchable"], listed["memories"], "all is searched all the same: {listed}");
 }

@@ -23,10 +23,20 @@ mod device;
 // Another system's accelerator may carry the model.
 #[cfg(target_os = "linux")]
 mod device_outside;
+// Stands between the program and libc.
+#[cfg(target_os = "linux")]
+mod disk_failures;
+// Stands between the program and libc.
+#[cfg(target_os = "linux")]
+mod durability_levels;
+// Stands between the program and libc.
+#[cfg(target_os = "linux")]
+mod faulty_disk;
 mod frames;
 // Measures the daemon through /proc.
 #[cfg(target_os = "linux")]
 mod hostile;
+mod idempotency;
 mod isolation;
 mod large_space;
 mod lifecycle;
@@ -44,9 +54,19 @@ mod overload;
 mod params;
 mod protocol;
 mod races;
+// Stands between the program and libc.
+#[cfg(target_os = "linux")]
+mod read_only;
 mod read_semantics;
+// Stands between the program and libc.
+#[cfg(target_os = "linux")]
+mod rescue;
 mod same_vector;
+mod scrub;
 mod search_semantics;
+// Stands between the program and libc.
+#[cfg(target_os = "linux")]
+mod snapshot_restore;
 mod values;
 mod volume;
 mod write_semantics;
