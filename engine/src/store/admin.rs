@@ -12,7 +12,7 @@ use crate::disk::{Disk, create_dir_durably, write_all_at};
 use crate::error::Error;
 use crate::index::VectorNo;
 use crate::manifest::{GraphEntry, Manifest};
-use crate::segment;
+use crate::segment::{self, Segment};
 use crate::space::{RecordNo, Space, VectorCell};
 use crate::types::{Durability, SpaceName};
 
@@ -174,20 +174,25 @@ impl Store {
             Ok(_) => report.problems.push("the manifest on disk is not the one in use".into()),
             Err(error) => report.problems.push(error.to_string()),
         }
-        for segment in self.parts.now().segments() {
-            let entry = manifest.segments.iter().find(|e| e.part == segment.header().part);
-            let checksum = entry.and_then(|e| u128::from_str_radix(&e.checksum, 16).ok());
-            let Some(checksum) = checksum else {
-                let path = segment.path().display();
-                report.problems.push(format!("{path}: the manifest does not name it"));
-                continue;
-            };
-            let found = segment.verify(checksum);
+        for entry in &manifest.segments {
             report.files += 1;
-            report.blocks += found.blocks;
-            report.records += found.records;
-            report.vectors += found.vectors;
-            report.problems.extend(found.problems);
+            // By its name and not by the map at hand: that would outlive a file that is gone.
+            let path = self.dir.join(segment::file_name(entry.part));
+            let opened = Segment::open(&*self.disk, &path, entry.len);
+            match (opened, u128::from_str_radix(&entry.checksum, 16)) {
+                (Ok(segment), Ok(checksum)) => {
+                    let found = segment.verify(checksum);
+                    report.blocks += found.blocks;
+                    report.records += found.records;
+                    report.vectors += found.vectors;
+                    report.problems.extend(found.problems);
+                }
+                (Err(error), _) => report.problems.push(error.to_string()),
+                (_, Err(_)) => {
+                    let what = format!("{}: the manifest has no checksum of it", path.display());
+                    report.problems.push(what);
+                }
+            }
         }
         for entry in &manifest.graphs {
             report.files += 1;
