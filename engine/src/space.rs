@@ -98,8 +98,9 @@ impl VectorCell {
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     symbols: HashMap<Box<str>, u32>,
-    /// A memory of each text: the oldest that was live when the latest came. Callers' own vectors are not shared.
-    texts: HashMap<u128, u32>,
+    /// A memory of each text: the oldest that was live when the latest came. Callers' own vectors are not shared. Half the hash:
+    /// whoever finds a memory here compares the texts.
+    texts: HashMap<u64, u32>,
     /// Requests that may be repeated, by key: what was asked for, and how many of its memories are live.
     requests: HashMap<u128, (u128, u32)>,
     pub(crate) dropped: bool,
@@ -204,7 +205,7 @@ impl Space {
         self.ids.write().insert(r.id.into(), no);
         // An older live memory keeps its entry: it may have its vectors already, this one has none yet.
         if !r.own_vectors {
-            let entry = writer.texts.entry(placed.text_hash).or_insert(no);
+            let entry = writer.texts.entry(placed.text_hash as u64).or_insert(no);
             if self.records.get(*entry).is_none_or(|old| !old.is_live()) {
                 *entry = no;
             }
@@ -284,7 +285,7 @@ impl Space {
         if let Some(request) = r.request {
             writer.forget_request(request);
         }
-        let hash = r.text_hash();
+        let hash = r.text_hash() as u64;
         if writer.texts.get(&hash) == Some(&no.0) {
             writer.texts.remove(&hash);
         }
@@ -319,7 +320,7 @@ impl Space {
 
     /// A memory with this text hash, embedded by the store's model or waiting to be.
     pub(crate) fn with_text(&self, writer: &Writer, hash: u128) -> Option<RecordNo> {
-        writer.texts.get(&hash).copied().map(RecordNo)
+        writer.texts.get(&(hash as u64)).copied().map(RecordNo)
     }
 
     /// Never gives out `seq` or a lower one again.

@@ -183,8 +183,12 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let mut store_options = StoreOptions::new(embedder.dim(), embedder.fingerprint());
     store_options.durability = options.durability;
     let open = if options.read_only { Store::open_read_only } else { Store::open };
-    let store = open(&options.store_dir, store_options)
-        .map_err(|source| ServeError::Store { dir: options.store_dir.clone(), source })?;
+    let store = std::thread::scope(|scope| {
+        // A large store takes longer than the sessions that are wanted after it.
+        scope.spawn(|| embedder.prepare_sessions(options.threads.sessions()));
+        open(&options.store_dir, store_options)
+    })
+    .map_err(|source| ServeError::Store { dir: options.store_dir.clone(), source })?;
     tracing::info!(took_ms = millis(begun), recovery = ?store.recovery(), "store ready");
     let place = Place { store_dir: options.store_dir, socket: options.socket };
     let slow = Duration::from_millis(options.slow_ms);

@@ -76,8 +76,8 @@ struct Inner {
     dim: usize,
     fingerprint: String,
     ran: Ran,
-    /// The session that made the warm-up run, for the first caller who wants one.
-    spare: Mutex<Option<EmbedSession>>,
+    /// Sessions made ahead, the one of the warm-up run among them, for callers who want one.
+    spare: Mutex<Vec<EmbedSession>>,
 }
 
 impl Embedder {
@@ -124,7 +124,7 @@ impl Embedder {
                 dim: loaded.session.dim(),
                 ran,
                 source,
-                spare: Mutex::new(Some(loaded.session)),
+                spare: Mutex::new(vec![loaded.session]),
             }),
         })
     }
@@ -193,11 +193,24 @@ impl Embedder {
     pub fn session(&self) -> Result<EmbedSession, EmbedError> {
         let inner = &*self.inner;
         let mut spare = inner.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(session) = spare.take() {
+        if let Some(session) = spare.pop() {
             return Ok(session);
         }
         drop(spare);
         inner.source.session(inner.accelerator)
+    }
+
+    /// Makes sessions until `count` are at hand for those who will want them, while there is something else to wait for. One that
+    /// cannot be made is tried again, and the reason told, when it is wanted.
+    pub fn prepare_sessions(&self, count: usize) {
+        let inner = &*self.inner;
+        let spare = || inner.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        while spare().len() < count {
+            match inner.source.session(inner.accelerator) {
+                Ok(session) => spare().push(session),
+                Err(_) => return,
+            }
+        }
     }
 
     /// The windows of a memory's text, with overlap; the passage prefix opens each.

@@ -62,6 +62,13 @@ impl Default for Threads {
 }
 
 impl Threads {
+    /// Sessions of the model that [`Service::start`] will want.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        // The probe's, and the express worker's.
+        self.interactive_sessions + self.bulk + 2
+    }
+
     /// `threads` that embed one query: with two, a second core helps.
     ///
     /// On two cores a helper leaves room for one session: a query then has both cores, one after another. Two at a time
