@@ -5,6 +5,7 @@
 //! Knows nothing of models, sockets or async runtimes; its one thread of its own is the log's.
 
 mod admin;
+mod attach;
 mod folders;
 mod query;
 mod read;
@@ -12,6 +13,7 @@ mod recover;
 pub(crate) mod restore;
 pub(crate) mod salvage;
 mod upkeep;
+mod waiting;
 mod write;
 
 use std::collections::BTreeMap;
