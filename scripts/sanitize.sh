@@ -5,7 +5,8 @@
 #
 # asan      AddressSanitizer and LeakSanitizer, all unit tests (nightly toolchain)
 # memcheck  valgrind, the tests of what is lock-free, of the log and of the store
-# helgrind  valgrind, the tests in which threads meet at locks; it knows no atomics, so it cannot judge the lock-free ones
+# helgrind  valgrind; tells nothing here, and is not part of CI: it knows the locks of pthreads alone, so it takes each atomic of
+#           the standard library and each of its locks for a race (152 reports for sync::commit, the first in the test harness)
 # miri      the lock-free types and the parsers (needs the component miri; not run yet: no toolchain at hand has it)
 # tsan      ThreadSanitizer, all unit tests (needs the component rust-src; not run yet, as above)
 #
@@ -13,7 +14,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tool=${1:-}
-[ -n "$tool" ] || { sed -n 4,13p "$0" >&2; exit 2; }
+[ -n "$tool" ] || { sed -n 4,14p "$0" >&2; exit 2; }
 shift
 host=$(rustc -vV | sed -n 's/^host: //p')
 # The sweeps check what is written, not how: a part of them is enough here.
@@ -28,15 +29,16 @@ for line in sys.stdin:
     if made.get("executable"): print(made["executable"])' | tail -n 1
 }
 
-memcheck=(sync:: wal:: store:: segment:: fault::concurrent)
-helgrind=(sync::commit sync::crew sync::bell wal:: fault::concurrent)
+memcheck=(sync:: wal:: store:: segment::)
+helgrind=(sync::commit)
 miri=(sync:: codec:: record:: op:: wal::format)
 case $tool in
 asan)
     export RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=1
     program=$(tests +nightly test --target "$host" --target-dir target/asan)
     # What is slow by its number of cases and not by its kind.
-    "$program" "${@:-}" --skip every_short_workload --skip a_second_cut --skip levels_that_promise
+    "$program" "${@:-}" --skip every_short_workload --skip a_second_cut --skip levels_that_promise \
+        --skip an_operation_that_fails --skip a_flipped_byte --skip goes_astray
     ;;
 memcheck | helgrind)
     command -v valgrind >/dev/null || { echo "valgrind is not installed" >&2; exit 1; }
@@ -46,10 +48,11 @@ memcheck | helgrind)
         declare -n these=$tool
         filters=("${these[@]}")
     fi
-    options=(--error-exitcode=9 --quiet)
-    [ "$tool" = helgrind ] || options+=(--leak-check=full --errors-for-leak-kinds=definite)
-    # Fewer rounds: a program is some fifty times slower here.
-    FLASHBULB_FEW=1 valgrind --tool="$tool" "${options[@]}" "$program" "${filters[@]}" --test-threads 1
+    # It runs one thread at a time, fairly where told to. Tests that hand over 100,000 things with threads that spin take hours.
+    options=(--error-exitcode=9 --quiet --fair-sched=yes)
+    filters+=(--skip many_threads --skip many_items --skip many_writers --skip many_times)
+    [ "$tool" = helgrind ] || options+=(--leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite)
+    valgrind --tool="$tool" "${options[@]}" "$program" "${filters[@]}" --test-threads 1
     ;;
 miri)
     cargo +nightly miri test -p flashbulb-engine --lib -- "${@:-${miri[@]}}"
@@ -59,7 +62,7 @@ tsan)
         -p flashbulb-engine --lib -- "$@"
     ;;
 *)
-    sed -n 4,13p "$0" >&2
+    sed -n 4,14p "$0" >&2
     exit 2
     ;;
 esac
