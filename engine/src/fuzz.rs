@@ -115,7 +115,8 @@ impl LogFile {
     /// The file's bytes, and where in them each record lies.
     pub fn encode(&self) -> (Vec<u8>, Vec<Range<usize>>) {
         let LogFile { number, salt, epoch, first_lsn, .. } = *self;
-        let mut out = FileHeader { salt, number, epoch, first_lsn: Lsn(first_lsn) }.encode();
+        let mut out =
+            FileHeader { salt, number, epoch, first_lsn: Lsn(first_lsn), len: 0 }.encode();
         let mut places = Vec::new();
         for r in &self.records {
             let (lsn, durable_lsn) = (Lsn(r.lsn), Lsn(r.durable_lsn));

@@ -175,7 +175,7 @@ impl Files {
     pub(super) fn begin(&self, new: NewFile, first_lsn: Lsn) -> Result<Active, Error> {
         let number = self.names.lock().next;
         let salt = new_salt(&*self.disk);
-        let header = FileHeader { salt, number, epoch: self.epoch, first_lsn };
+        let header = FileHeader { salt, number, epoch: self.epoch, first_lsn, len: new.len };
         publish(&*self.disk, &*new.file, &new.tmp, &self.dir, &header)?;
         let mut names = self.names.lock();
         names.in_use.push((number, first_lsn));

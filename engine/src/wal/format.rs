@@ -1,6 +1,7 @@
 //! The bytes of a log file.
 //!
-//! File: a 4,096-byte header `magic 8 | version u16 | 0 u16 | salt u32 | number u64 | epoch u64 | first_lsn u64 | crc32c u32`
+//! File: a 4,096-byte header `magic 8 | version u16 | 0 u16 | salt u32 | number u64 | epoch u64 | first_lsn u64 |
+//! len u64 | crc32c u32`
 //! (the CRC covers the bytes before it), then records, each at a multiple of 8, then zeros up to the preallocated length.
 //! The epoch counts the openings of the store: files of an epoch that the manifest does not name were left by a recovery
 //! that did not finish.
@@ -46,6 +47,8 @@ pub(crate) struct FileHeader {
     pub(crate) number: u64,
     pub(crate) epoch: u64,
     pub(crate) first_lsn: Lsn,
+    /// Bytes of the file when it was begun: it never has fewer.
+    pub(crate) len: u64,
 }
 
 /// Why a file header was refused.
@@ -65,6 +68,7 @@ impl FileHeader {
         out.extend_from_slice(&self.number.to_le_bytes());
         out.extend_from_slice(&self.epoch.to_le_bytes());
         out.extend_from_slice(&self.first_lsn.0.to_le_bytes());
+        out.extend_from_slice(&self.len.to_le_bytes());
         out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
         pad_to(&mut out, FILE_HEADER_BYTES);
         out
@@ -77,10 +81,10 @@ impl FileHeader {
         let read = |r: &mut Reader<'_>| {
             let magic = r.take(8)? == MAGIC;
             let (version, _, salt) = (r.u16()?, r.u16()?, r.u32()?);
-            let (number, epoch, first_lsn) = (r.u64()?, r.u64()?, Lsn(r.u64()?));
+            let (number, epoch, first_lsn, len) = (r.u64()?, r.u64()?, Lsn(r.u64()?), r.u64()?);
             let covered = r.position();
             let crc = r.u32()? == crc32c::crc32c(&header[..covered]);
-            Some((magic, version, crc, FileHeader { salt, number, epoch, first_lsn }))
+            Some((magic, version, crc, FileHeader { salt, number, epoch, first_lsn, len }))
         };
         match read(&mut r) {
             Some((true, version, true, _)) if version > VERSION => {
@@ -192,10 +196,10 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_of_a_file_header_is_noticed() {
-        let header = FileHeader { salt: 1, number: 2, epoch: 9, first_lsn: Lsn(3) };
+        let header = FileHeader { salt: 1, number: 2, epoch: 9, first_lsn: Lsn(3), len: 8192 };
         let bytes = header.encode();
         assert_eq!(FileHeader::parse(&bytes), Ok(header));
-        for bit in 0..44 * 8 {
+        for bit in 0..52 * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(FileHeader::parse(&bad).is_err(), "bit {bit}");

@@ -73,6 +73,10 @@ pub(crate) fn scan(
         let path = dir.join(file_name(number));
         let bytes = disk.read(&path).map_err(Error::io("read", &path))?;
         let header = read_header(&path, &bytes, number)?;
+        if (bytes.len() as u64) < header.len {
+            let what = format!("the file was begun with {} bytes and has fewer", header.len);
+            return Err(Error::corrupt(&path, bytes.len() as u64, what));
+        }
         check_first(&path, header.first_lsn, expected, checkpoint)?;
         let last_file = at + 1 == numbers.len();
         let file = OneFile { path: &path, bytes: &bytes, header, last_file };
@@ -199,5 +203,31 @@ impl OneFile<'_> {
     fn damage(&self, offset: usize, missing: Lsn, why: &str) -> Error {
         let what = format!("log record {} is missing or damaged, and {why}", missing.0);
         Error::corrupt(self.path, offset as u64, what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::disk::RealDisk;
+
+    fn scanned(header: FileHeader, bytes: usize) -> Result<Scan, Error> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = header.encode();
+        file.resize(bytes, 0);
+        std::fs::write(dir.path().join(file_name(1)), file).unwrap();
+        scan(&RealDisk, dir.path(), &[1], Lsn(0))
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_is_damage_and_so_is_an_impossible_lsn() {
+        let header = FileHeader { salt: 1, number: 1, epoch: 1, first_lsn: Lsn(1), len: 8192 };
+        assert_eq!(scanned(header, 8192).unwrap().last_lsn, Lsn(0));
+        assert!(matches!(scanned(header, 8191), Err(Error::Corrupt { offset: 8191, .. })));
+        for first_lsn in [Lsn(0), Lsn(NUMBER_LIMIT)] {
+            let refused = scanned(FileHeader { first_lsn, ..header }, 8192);
+            assert!(matches!(refused, Err(Error::Corrupt { offset: 0, .. })), "{first_lsn:?}");
+        }
     }
 }

@@ -122,7 +122,7 @@ mod tests {
 
     /// Batches of the given lengths, from LSN 5 on, and where each record stands.
     fn file(batches: &[usize]) -> (Vec<u8>, Vec<usize>) {
-        let header = FileHeader { salt: SALT, number: 1, epoch: 1, first_lsn: Lsn(5) };
+        let header = FileHeader { salt: SALT, number: 1, epoch: 1, first_lsn: Lsn(5), len: 0 };
         let (mut out, mut at, mut lsn) = (header.encode(), Vec::new(), 5);
         for len in batches {
             for record in 0..*len {

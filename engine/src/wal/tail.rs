@@ -39,6 +39,6 @@ pub(crate) fn rewrite_tail(
         records::write(&mut active, run, next, last.last_lsn).map_err(Error::io("write", &tmp))?;
         next = Lsn(batch.last_lsn.0 + 1);
     }
-    let header = FileHeader { salt, number, epoch, first_lsn };
+    let header = FileHeader { salt, number, epoch, first_lsn, len: active.offset };
     publish(disk, &*active.file, &tmp, dir, &header)
 }

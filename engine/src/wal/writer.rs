@@ -29,6 +29,7 @@ const QUEUE_BYTES: usize = 64 << 20;
 const RETRY_AFTER_MS: u64 = 20;
 /// How long the log must be idle before it writes a mark.
 const IDLE_MARK: Duration = Duration::from_millis(50);
+const BUFFERED_SYNC: Duration = Duration::from_millis(BUFFERED_SYNC_MS);
 
 /// Where a log starts.
 #[derive(Debug)]
@@ -257,6 +258,17 @@ struct Writing {
     unsynced: Option<Duration>,
 }
 
+/// Whoever has the turn and panics would leave all others waiting: the log ends with it.
+struct Turn<'a>(&'a Shared);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("the thread that wrote it panicked");
+        }
+    }
+}
+
 impl Shared {
     fn new(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>, start: &WalStart) -> Shared {
         let dir = start.dir.clone();
@@ -286,6 +298,7 @@ impl Shared {
 
     /// Does `step`, which is this thread's turn; a failure ends the log.
     fn attempt(&self, step: impl FnOnce(&mut Writing) -> Result<(), Error>) {
+        let _turn = Turn(self);
         let mut writing = self.writing.lock();
         let outcome = match &mut *writing {
             Some(writing) => step(writing),
@@ -376,5 +389,3 @@ impl Shared {
         Ok(())
     }
 }
-
-const BUFFERED_SYNC: Duration = Duration::from_millis(BUFFERED_SYNC_MS);

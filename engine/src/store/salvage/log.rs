@@ -61,6 +61,11 @@ impl Gathered {
                 let what = "the header is damaged; its records were read without it";
                 report.losses.push(Loss::of(&name, Some(0), what));
             }
+            let whole = remains.header.map_or(0, |header| header.len);
+            if (bytes.bytes().len() as u64) < whole {
+                let what = format!("cut short: it was begun with {whole} bytes");
+                report.losses.push(Loss::of(&name, Some(bytes.bytes().len() as u64), what));
+            }
             let source = self.keep(bytes.clone());
             logs.push(File { name, source, bytes, remains, epoch: 0, cut: None });
         }
@@ -240,6 +245,7 @@ mod tests {
             number: 1,
             epoch,
             first_lsn: Lsn(first),
+            len: 0,
         });
         let batch = |lsn: &u64| SoundBatch {
             first_lsn: Lsn(*lsn),
