@@ -229,7 +229,8 @@ mod tests {
         };
         let outcome = turn.run().unwrap();
         assert!(outcome.memories > 0 && outcome.memories.is_multiple_of(3));
-        assert!(outcome.latency.len() >= outcome.memories / 3);
+        // An add that was begun before the window and acknowledged within it counts and is not timed: one a client.
+        assert!(outcome.latency.len() + 2 >= outcome.memories / 3);
         assert!(outcome.bytes_per_memory > 64.0, "{}", outcome.bytes_per_memory);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

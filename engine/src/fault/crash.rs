@@ -142,6 +142,8 @@ fn levels_that_promise_less_keep_that() {
         for seed in 1..20 {
             states += sweep(&Step::by_chance(8, seed));
         }
+        // Enough for a second log file: a hole in the first would be damage.
+        states += sweep(&vec![Step::AddBatch; 16]);
     }
     println!("{states} crash states");
 }
