@@ -138,7 +138,7 @@ fn every_frozen_store_opens() {
         }
         opened.push(kind);
     }
-    for kind in ["0.1.0-closed", "0.1.0-graph", "0.1.0-killed"] {
+    for kind in ["log1-closed", "log1-killed", "0.1.0-closed", "0.1.0-graph", "0.1.0-killed"] {
         assert!(opened.iter().any(|one| one == kind), "{kind} is not among {opened:?}");
     }
 }

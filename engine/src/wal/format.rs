@@ -1,7 +1,7 @@
 //! The bytes of a log file.
 //!
 //! File: a 4,096-byte header `magic 8 | version u16 | 0 u16 | salt u32 | number u64 | epoch u64 | first_lsn u64 |
-//! len u64 | crc32c u32`
+//! len u64 | crc32c u32`; version 1 has no `len`
 //! (the CRC covers the bytes before it), then records, each at a multiple of 8, then zeros up to the preallocated length.
 //! The epoch counts the openings of the store: files of an epoch that the manifest does not name were left by a recovery
 //! that did not finish.
@@ -17,7 +17,7 @@ use crate::codec::{Reader, pad_to};
 use crate::types::Lsn;
 
 pub(crate) const MAGIC: [u8; 8] = *b"\x89FBWAL\r\n";
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 pub(crate) const FILE_HEADER_BYTES: usize = 4096;
 pub(crate) const RECORD_HEADER_BYTES: usize = 32;
 /// Longest payload of one record.
@@ -47,7 +47,7 @@ pub(crate) struct FileHeader {
     pub(crate) number: u64,
     pub(crate) epoch: u64,
     pub(crate) first_lsn: Lsn,
-    /// Bytes of the file when it was begun: it never has fewer.
+    /// Bytes of the file when it was begun: it never has fewer. 0 where version 1 does not say.
     pub(crate) len: u64,
 }
 
@@ -81,7 +81,8 @@ impl FileHeader {
         let read = |r: &mut Reader<'_>| {
             let magic = r.take(8)? == MAGIC;
             let (version, _, salt) = (r.u16()?, r.u16()?, r.u32()?);
-            let (number, epoch, first_lsn, len) = (r.u64()?, r.u64()?, Lsn(r.u64()?), r.u64()?);
+            let (number, epoch, first_lsn) = (r.u64()?, r.u64()?, Lsn(r.u64()?));
+            let len = if version == 1 { 0 } else { r.u64()? };
             let covered = r.position();
             let crc = r.u32()? == crc32c::crc32c(&header[..covered]);
             Some((magic, version, crc, FileHeader { salt, number, epoch, first_lsn, len }))
