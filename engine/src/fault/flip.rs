@@ -11,18 +11,7 @@ use crate::types::Durability;
 fn closed() -> (Image, Contents) {
     let disk = FaultDisk::new(Image::new());
     let mut run = Run::begin(disk.clone(), Durability::Sync).unwrap();
-    for step in [
-        Step::AddBatch,
-        Step::AddText,
-        Step::Seal,
-        Step::Delete,
-        Step::Replace,
-        Step::Compact,
-        Step::AddText,
-        Step::Embed,
-        Step::AddBatch,
-        Step::Reopen,
-    ] {
+    for step in Step::MIXED.into_iter().chain([Step::Reopen]) {
         run.go(step).unwrap();
     }
     let model = run.model.clone();

@@ -39,18 +39,7 @@ fn only(image: &Image, dir: &str) -> Image {
 fn sample() -> (FaultDisk, Contents) {
     let disk = FaultDisk::new(Image::new());
     let mut run = Run::begin(disk.clone(), Durability::Sync).unwrap();
-    for step in [
-        Step::AddBatch,
-        Step::AddText,
-        Step::Seal,
-        Step::Delete,
-        Step::Replace,
-        Step::Compact,
-        Step::AddText,
-        Step::Embed,
-        Step::AddBatch,
-        Step::Delete,
-    ] {
+    for step in Step::MIXED.into_iter().chain([Step::Delete]) {
         run.go(step).unwrap();
     }
     let unclean = disk.live();

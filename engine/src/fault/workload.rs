@@ -62,6 +62,19 @@ impl Step {
         Step::Snapshot,
     ];
 
+    /// What leaves a merged segment, a newer head, a delete, a replaced memory and one that was embedded later.
+    pub(super) const MIXED: [Step; 9] = [
+        Step::AddBatch,
+        Step::AddText,
+        Step::Seal,
+        Step::Delete,
+        Step::Replace,
+        Step::Compact,
+        Step::AddText,
+        Step::Embed,
+        Step::AddBatch,
+    ];
+
     /// Whether what was acknowledged before is synced once this step is, whatever the level. A seal is left out: upkeep may have
     /// found something more urgent to do.
     pub(super) fn syncs(self) -> bool {

@@ -67,6 +67,15 @@ pub enum Task<T> {
     Closed,
 }
 
+/// How the committer's last sleep ended.
+#[derive(Clone, Copy, Default)]
+struct Pause {
+    /// It was as long as was asked.
+    whole: bool,
+    /// And nobody committed anything meanwhile.
+    quiet: bool,
+}
+
 struct Queued<T> {
     last: u64,
     bytes: usize,
@@ -113,8 +122,8 @@ impl<T> State<T> {
     }
 }
 
-/// The queue; shared by any number of writers and one committer. Models: `loom-tests`' `commit`, each with a mutant that
-/// wakes nobody and one that takes any wake-up for the end.
+/// The queue; shared by any number of writers and one committer. Models: `loom-tests`' `durability`, with mutants that wake
+/// nobody, and that take any wake-up for the end.
 pub struct CommitQueue<T, P: Publication = ReleaseAcquire> {
     state: Mutex<State<T>>,
     /// Something was queued, a sync is wanted, or the queue closes. The committer sleeps here.
@@ -227,35 +236,39 @@ impl<T, P: Publication> CommitQueue<T, P> {
         self.progress[turn as usize].wait(state);
     }
 
-    /// What the committer is to do. Where nothing comes within `patience`, that is to sync what is not synced, or to mark that
-    /// everything is; without a patience neither is done before the end.
+    /// What the committer is to do. What is not synced is to be after `patience`, and where nothing comes for so long a mark says
+    /// that everything is; without a patience neither is done before the end.
     pub fn next(&self, budget_bytes: usize, patience: Option<Duration>) -> Task<T> {
         let mut state = self.state.lock();
-        let mut waited = false;
+        let mut pause = Pause::default();
         loop {
             if state.poisoned.is_some() {
                 return Task::Closed;
             }
             if !state.busy
-                && let Some(task) = Self::task(&mut state, budget_bytes, waited)
+                && let Some(task) = Self::task(&mut state, budget_bytes, pause)
             {
                 return task;
             }
             let settled = state.marked && state.written == state.durable;
-            waited = match patience.filter(|_| !settled) {
-                Some(span) => wait_for(&self.work, &mut state, span),
+            let groups = state.groups;
+            pause = match patience.filter(|_| !settled) {
+                Some(span) => {
+                    let whole = wait_for(&self.work, &mut state, span);
+                    Pause { whole, quiet: whole && state.groups == groups }
+                }
                 None => {
                     state.asleep = true;
                     self.work.wait(&mut state);
                     state.asleep = false;
-                    false
+                    Pause::default()
                 }
             };
         }
     }
 
-    /// What there is to do, and the turn to do it. `waited` says that nothing came for as long as was asked.
-    fn task(state: &mut State<T>, budget_bytes: usize, waited: bool) -> Option<Task<T>> {
+    /// What there is to do, and the turn to do it.
+    fn task(state: &mut State<T>, budget_bytes: usize, pause: Pause) -> Option<Task<T>> {
         let unsynced = state.written > state.durable;
         // Before what is queued, so that a sync is had although there is always something.
         if unsynced && state.sync_wanted > state.durable && state.written >= state.sync_wanted {
@@ -265,14 +278,12 @@ impl<T, P: Publication> CommitQueue<T, P> {
         if !state.queue.is_empty() {
             return Some(Task::Group(Self::take(state, budget_bytes)));
         }
-        if !waited && !state.closed {
-            return None;
-        }
-        if unsynced {
+        if unsynced && (pause.whole || state.closed) {
             state.busy = true;
             return Some(Task::Sync);
         }
-        if !state.marked {
+        // Not between the commits of busy writers: each mark would hold one of them up.
+        if !state.marked && !unsynced && (pause.quiet || state.closed) {
             state.busy = true;
             state.marked = true;
             state.last += 1;
@@ -280,7 +291,7 @@ impl<T, P: Publication> CommitQueue<T, P> {
             state.groups += 1;
             return Some(Task::Mark { number: state.last, durable: state.durable });
         }
-        state.closed.then_some(Task::Closed)
+        (state.closed && !unsynced).then_some(Task::Closed)
     }
 
     fn take(state: &mut State<T>, budget_bytes: usize) -> Group<T> {
@@ -492,6 +503,27 @@ mod tests {
             assert!(!committer.is_finished(), "there is nothing to do");
             queue.close();
             assert_eq!(committer.join().ok(), Some(true));
+        });
+    }
+
+    #[test]
+    fn writers_who_commit_by_themselves_are_not_held_up_by_marks() {
+        let queue = Queue::new(0, 100);
+        let span = Some(Duration::from_millis(60));
+        thread::scope(|scope| {
+            let committer = scope.spawn(|| match queue.next(1, span) {
+                Task::Mark { number, .. } => {
+                    queue.committed();
+                    number
+                }
+                other => panic!("{other:?}"),
+            });
+            for number in 1..=20 {
+                assert_eq!(queue.submit(number, 1, 1), Ok(number));
+                assert_eq!(wait(&queue, number, Until::Durable, 1), Ok(()));
+                thread::sleep(Duration::from_millis(10));
+            }
+            assert_eq!(committer.join().ok(), Some(21), "a mark came between");
         });
     }
 

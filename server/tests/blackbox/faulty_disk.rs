@@ -1,7 +1,7 @@
 //! A disk that fails when a test says so, and that notes what was written and synced.
 //!
 //! Invariant: only what is below the watched folder is touched, and only by processes started with `env`. The library
-//! in `faulty_disk/preload.rs` does the work; it is built once in a test run, by the compiler that builds the tests.
+//! in `faulty_disk/preload.c` does the work; it is built once in a test run, by the C compiler that the build needs anyway.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -204,14 +204,14 @@ fn library() -> &'static Path {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("libfaulty_disk.so");
         let source =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/blackbox/faulty_disk/preload.rs");
-        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-        let built = Command::new(rustc)
-            .args(["--edition", "2024", "--crate-type", "cdylib", "-O", "-C", "panic=abort", "-o"])
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/blackbox/faulty_disk/preload.c");
+        let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+        let built = Command::new(compiler)
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
             .args([&file, &source])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(["-ldl", "-lpthread"])
             .output()
-            .expect("rustc runs");
+            .expect("a C compiler runs");
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         (folder, file)
     };

@@ -51,39 +51,31 @@ impl Store {
     /// Reads the next blocks, if it is time; whether it read any.
     pub(super) fn scrub(&self, pace: &Pace<'_>) -> bool {
         let now = self.clock.now();
-        let mut scrub = self.scrub.lock();
-        if now < scrub.due {
-            return false;
-        }
+        let next = {
+            let scrub = self.scrub.lock();
+            if now < scrub.due {
+                return false;
+            }
+            scrub.next
+        };
         pace.begin(Job::Scrub);
         let segments: Vec<Arc<Segment>> = self.parts.now().segments().cloned().collect();
+        // Without the lock: who asks how it stands must not wait for reading at idle priority.
+        let slice = read_slice(&segments, next, pace);
+        let mut scrub = self.scrub.lock();
         scrub.damaged.retain(|(part, _), _| segments.iter().any(|s| s.header().part == *part));
-        let mut left = SLICE_BLOCKS;
-        let next = scrub.next;
-        for segment in segments.iter().filter(|s| s.header().part >= next.0) {
-            let part = segment.header().part;
-            let from = if part == next.0 { next.1 } else { 0 };
-            let to = segment.blocks().min(from + left).max(from);
-            for block in from..to {
-                if let Err(damage) = segment.recheck(block) {
-                    tracing::error!(%damage, "damage found in a sealed file");
-                    scrub.damaged.insert((part, block), damage.to_string());
-                }
-                pace.worked(BLOCK_BYTES as usize);
-            }
-            scrub.blocks += to - from;
-            left -= to - from;
-            if left == 0 {
-                scrub.next = (part, to);
-                scrub.due = now + SLICE_EVERY;
-                return true;
-            }
+        scrub.damaged.extend(slice.damaged);
+        scrub.blocks += slice.blocks;
+        if let Some(next) = slice.next {
+            scrub.next = next;
+            scrub.due = now + SLICE_EVERY;
+        } else {
+            scrub.next = (0, 0);
+            scrub.passes += 1;
+            scrub.pass_begun = now.max(scrub.pass_begun + PASS_EVERY);
+            scrub.due = scrub.pass_begun;
         }
-        scrub.next = (0, 0);
-        scrub.passes += 1;
-        scrub.pass_begun = now.max(scrub.pass_begun + PASS_EVERY);
-        scrub.due = scrub.pass_begun;
-        left < SLICE_BLOCKS
+        slice.blocks > 0
     }
 
     /// What the reading of sealed blocks has found so far.
@@ -92,4 +84,34 @@ impl Store {
         let damaged = scrub.damaged.values().cloned().collect();
         ScrubStatus { passes: scrub.passes, blocks: scrub.blocks, damaged }
     }
+}
+
+/// What reading some blocks showed.
+struct Slice {
+    blocks: u64,
+    damaged: Vec<((PartNo, u64), String)>,
+    /// Where to go on; `None` at the end of the pass.
+    next: Option<(PartNo, u64)>,
+}
+
+/// Reads at most [`SLICE_BLOCKS`] from `next` on.
+fn read_slice(segments: &[Arc<Segment>], next: (PartNo, u64), pace: &Pace<'_>) -> Slice {
+    let mut slice = Slice { blocks: 0, damaged: Vec::new(), next: None };
+    for segment in segments.iter().filter(|s| s.header().part >= next.0) {
+        let part = segment.header().part;
+        let from = if part == next.0 { next.1 } else { 0 };
+        for block in from..segment.blocks() {
+            if slice.blocks == SLICE_BLOCKS {
+                slice.next = Some((part, block));
+                return slice;
+            }
+            if let Err(damage) = segment.recheck(block) {
+                tracing::error!(%damage, "damage found in a sealed file");
+                slice.damaged.push(((part, block), damage.to_string()));
+            }
+            pace.worked(BLOCK_BYTES as usize);
+            slice.blocks += 1;
+        }
+    }
+    slice
 }
