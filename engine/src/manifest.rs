@@ -85,9 +85,13 @@ impl Manifest {
     /// Writes this generation durably.
     ///
     /// # Errors
-    /// [`Error::DiskFull`] or [`Error::Io`]: the former generation stays valid. [`Error::Poisoned`]: it is unknown which of the
+    /// [`Error::Invalid`]: it has a number that reading it would refuse. [`Error::DiskFull`] or [`Error::Io`]: as with the
+    /// first, the former generation stays valid. [`Error::Poisoned`]: it is unknown which of the
     /// two a start would find, so nothing that rests on either may go on.
     pub(crate) fn write(&self, disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+        if let Some(what) = self.absurd() {
+            return Err(Error::invalid("the next manifest", format!("cannot be written: {what}")));
+        }
         let name = file_name(self.generation);
         let json = serde_json::to_vec(self).map_err(|e| {
             Error::invalid("the manifest", format!("cannot be written as JSON: {e}"))
@@ -251,5 +255,8 @@ mod tests {
         assert!(refused(|m| m.next_space = u32::MAX));
         assert!(refused(|m| m.next_part = u32::MAX));
         assert!(refused(|m| m.next_part = 1), "part 1 is in use");
+        let dir = tempfile::tempdir().unwrap();
+        let unreadable = Manifest { next_part: PART_LIMIT, ..sample() };
+        assert!(unreadable.write(&RealDisk, dir.path()).is_err(), "it could not be read again");
     }
 }

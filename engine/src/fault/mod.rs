@@ -11,6 +11,7 @@ mod cut;
 mod disk;
 mod failure;
 mod flip;
+mod limits;
 mod restore;
 mod salvage;
 mod workload;

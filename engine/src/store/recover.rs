@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::index::VectorIndex;
 use crate::manifest::{self, Manifest};
 use crate::op::Op;
-use crate::parts::{Head, Loc, Parts};
+use crate::parts::{Head, Loc, PART_LIMIT, Parts};
 use crate::segment::{self, RecordEntry, Segment, Tombstone};
 use crate::space::{Placed, Space};
 use crate::store::upkeep::graph;
@@ -493,7 +493,8 @@ fn restart_log(
         checkpoint_lsn: checkpoint,
         first_wal: Some(first_new),
         epoch,
-        next_part: old.next_part + 1,
+        // The last number is only ever a head's, which has no file: a store that used up the others still opens.
+        next_part: (old.next_part + 1).min(PART_LIMIT - 1),
         ..old.clone()
     };
     manifest.write(&**disk, dir)?;
