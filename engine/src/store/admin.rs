@@ -12,6 +12,7 @@ use crate::disk::{Disk, create_dir_durably, write_all_at};
 use crate::error::Error;
 use crate::index::VectorNo;
 use crate::manifest::{GraphEntry, Manifest};
+use crate::record::RecordRef;
 use crate::segment::{self, Segment};
 use crate::space::{RecordNo, Space, VectorCell};
 use crate::types::{Durability, SpaceName};
@@ -240,13 +241,17 @@ impl Store {
         let mut row = vec![0.0; self.dim()];
         for no in (0..space.records.len()).map(RecordNo) {
             let Some(cell) = space.record(no).filter(|c| c.is_live()) else { continue };
-            let same = |r: &crate::record::RecordRef<'_>| {
+            let same = |r: &RecordRef<'_>| {
                 (r.seq, r.ts_ms, r.role, r.session)
                     == (cell.seq, cell.ts_ms, space.role(cell), space.session(cell))
-                    && space.by_id(r.id) == Some(no)
             };
-            let problem = match space.with_record(&self.parts, no, |_, r| same(r)) {
-                Ok(Some(true)) => None,
+            let fits = |r: &RecordRef<'_>| same(r).then(|| r.id.to_owned());
+            let found = space.with_record(&self.parts, no, |_, r| fits(r)).and_then(|id| {
+                let named = id.flatten().map(|id| space.by_id(&self.parts, &id));
+                Ok(named.transpose()?.flatten())
+            });
+            let problem = match found {
+                Ok(named) if named == Some(no) => None,
                 Ok(_) if !cell.is_live() => continue,
                 Ok(_) => Some("the record is not the one the index names".to_owned()),
                 Err(e) => Some(e.to_string()),

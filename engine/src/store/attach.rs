@@ -73,7 +73,7 @@ impl<'a> Attached<'a> {
                         self.space.push_loaded_vector(Some(no), self.loc(place, at));
                     }
                     if place.entry.count == count {
-                        self.space.attach(no, first, count);
+                        self.space.load_attached(no, first, count);
                     } else {
                         last = Some((no, place, first, count));
                     }
@@ -90,7 +90,7 @@ impl<'a> Attached<'a> {
         // The graph may end within a memory of several vectors: the rest of them follows at once.
         if let Some((no, place, first, count)) = last {
             self.push_rows(no, place, count)?;
-            self.space.attach(no, first, place.entry.count);
+            self.space.load_attached(no, first, place.entry.count);
         }
         Ok(())
     }
@@ -103,7 +103,7 @@ impl<'a> Attached<'a> {
             if self.space.record(no).filter(waits).is_some() {
                 let first = self.space.vectors.len();
                 self.push_rows(no, place, 0)?;
-                self.space.attach(no, first, place.entry.count);
+                self.space.load_attached(no, first, place.entry.count);
             }
         }
         Ok(())

@@ -118,7 +118,10 @@ impl Store {
     /// [`Error::NoSuchSpace`], [`Error::Corrupt`], [`Error::Closed`].
     pub fn get(&self, name: &SpaceName, ids: &[String]) -> Result<Vec<Option<Memory>>, Error> {
         let space = self.space(name)?;
-        let one = |id: &String| space.by_id(id).map_or(Ok(None), |no| self.memory(&space, no));
+        let one = |id: &String| match space.by_id(&self.parts, id)? {
+            Some(no) => self.memory(&space, no),
+            None => Ok(None),
+        };
         ids.iter().map(one).collect()
     }
 
@@ -159,7 +162,7 @@ impl Store {
     ) -> Result<Vec<Memory>, Error> {
         let space = self.space(name)?;
         let missing = || Error::NoSuchMemory { space: name.to_string(), id: id.to_owned() };
-        let no = space.by_id(id).ok_or_else(missing)?;
+        let no = space.by_id(&self.parts, id)?.ok_or_else(missing)?;
         let own = self.memory(&space, no)?.ok_or_else(missing)?;
         let mut out = self.walk(&space, (0..no.0).rev(), before)?;
         out.reverse();

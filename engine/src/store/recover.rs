@@ -332,7 +332,7 @@ impl Loading {
                 let record = segment.record(entry.offset, entry.len)?;
                 let loc = Loc::new(segment.header().part, entry.offset);
                 let placed = Placed { record, len: entry.len, loc, text_hash: entry.text_hash };
-                space.insert(&mut writer, &placed);
+                space.load(&mut writer, &placed);
             }
             space.raise_seq(empty.last_seq());
             drop(writer);
@@ -366,6 +366,7 @@ impl Loading {
         let attached = Attached::new(&space, vectors, segments, self.dim);
         attached.graph_vectors(&mapping)?;
         attached.other_vectors()?;
+        space.loaded();
         self.spaces.insert(space.id, Arc::new(space));
         Ok(())
     }

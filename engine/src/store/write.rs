@@ -122,7 +122,7 @@ impl Store {
         let request = items.first().and_then(|item| item.memory.request);
         let request = request.filter(|_| on_conflict == OnConflict::Error);
         if let Some(request) = request
-            && let Some(items) = Self::done_before(space, &writer, items, request)?
+            && let Some(items) = self.done_before(space, &writer, items, request)?
         {
             return Ok((self.wal.last_lsn(), Added { items, seq: space.last_seq() }));
         }
@@ -131,7 +131,8 @@ impl Store {
         let mut out = Vec::with_capacity(items.len());
         for item in items {
             let id = &item.memory.id;
-            let old = space.by_id(id).and_then(|no| space.record(no).map(|c| (no, c)));
+            let old = space.by_id(&self.parts, id)?;
+            let old = old.and_then(|no| space.record(no).map(|c| (no, c)));
             let status = match (old, on_conflict) {
                 (None, _) => AddStatus::Added,
                 (Some(_), OnConflict::Error) => return Err(Error::Conflict { id: id.clone() }),
@@ -157,6 +158,7 @@ impl Store {
 
     /// The answer to the request if it was done before: what became of its items.
     fn done_before(
+        &self,
         space: &Space,
         writer: &Writer,
         items: &[Valid],
@@ -169,12 +171,12 @@ impl Store {
         }
         let found = |item: &Valid| {
             let id = item.memory.id.clone();
-            let cell = space.by_id(&id).and_then(|no| space.record(no));
+            let cell = space.by_id(&self.parts, &id)?.and_then(|no| space.record(no));
             let (seq, needs_vectors) =
                 cell.map_or((Seq(0), false), |c| (c.seq, !c.is_searchable()));
-            AddedItem { id, status: AddStatus::Skipped, seq, needs_vectors }
+            Ok(AddedItem { id, status: AddStatus::Skipped, seq, needs_vectors })
         };
-        Ok(Some(items.iter().map(found).collect()))
+        items.iter().map(found).collect::<Result<_, _>>().map(Some)
     }
 
     /// Submits a change and applies it. The caller waits for the LSN.
@@ -294,7 +296,7 @@ impl Store {
         let space = self.space(name)?;
         let mut writer = space.writer.lock();
         let missing = || Error::NoSuchMemory { space: name.to_string(), id: id.to_owned() };
-        let no = space.by_id(id).ok_or_else(missing)?;
+        let no = space.by_id(&self.parts, id)?.ok_or_else(missing)?;
         let (old_seq, old, were_own, request) = space
             .with_record(&self.parts, no, |cell, r| {
                 (cell.seq, r.to_memory(cell.is_searchable()), r.own_vectors, r.request)
@@ -349,7 +351,8 @@ impl Store {
         let (found, missing) = match what {
             Selection::Ids(ids) => {
                 let unique: HashSet<&str> = ids.iter().map(String::as_str).collect();
-                let mut found: Vec<_> = unique.iter().filter_map(|id| space.by_id(id)).collect();
+                let found = unique.iter().filter_map(|id| space.by_id(&self.parts, id).transpose());
+                let mut found = found.collect::<Result<Vec<_>, _>>()?;
                 found.sort();
                 let missing = unique.len() - found.len();
                 (found, missing as u64)

@@ -3,12 +3,15 @@
 //! Invariant: columns only grow; readers of a search take no lock here. Writers hold [`Space::writer`], and what they
 //! append is complete before it is published. Knows nothing of the log: what is applied here was submitted before.
 
+mod numbers;
+
 use std::collections::BTreeSet;
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use flashbulb_kernels::Kernels;
-use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
+use hashbrown::{DefaultHashBuilder, HashMap};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::error::Error;
@@ -18,6 +21,7 @@ use crate::parts::{Head, Loc, Parts};
 use crate::record::RecordRef;
 use crate::sync::{AppendVec, Place};
 use crate::types::{RequestId, Seq, SpaceId, SpaceName};
+use numbers::Numbers;
 
 /// A memory's number in its space, dense, in the order of `seq`. Lives as long as the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,9 +102,8 @@ impl VectorCell {
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     symbols: HashMap<Box<str>, u32>,
-    /// A memory of each text: the oldest that was live when the latest came. Callers' own vectors are not shared. Half the hash:
-    /// whoever finds a memory here compares the texts.
-    texts: HashMap<u64, u32>,
+    /// A memory of each text: the oldest that was live when the latest came. Callers' own vectors are not shared.
+    texts: Numbers,
     /// Requests that may be repeated, by key: what was asked for, and how many of its memories are live.
     requests: HashMap<u128, (u128, u32)>,
     pub(crate) dropped: bool,
@@ -139,7 +142,10 @@ pub(crate) struct Space {
     /// The highest seq given out. Stored by the space's writer, `Release`; read by upkeep and statistics, `Acquire`. No
     /// loom model: upkeep reads it with all writers locked out.
     pub(crate) last_seq: AtomicU64,
-    ids: RwLock<HashMap<Box<str>, u32>>,
+    /// The live memories, by their ids.
+    ids: RwLock<Numbers>,
+    /// Of ids, with a seed of its own: callers choose them.
+    hasher: DefaultHashBuilder,
     /// Live memories without vectors, by seq.
     pending: Mutex<BTreeSet<u64>>,
     /// How many there are. Stored under the lock of `pending`, read by searches without it, `Relaxed`: it is a figure, and
@@ -168,7 +174,8 @@ impl Space {
             symbols: AppendVec::new(),
             writer: Mutex::new(Writer::default()),
             last_seq: AtomicU64::new(0),
-            ids: RwLock::new(HashMap::new()),
+            ids: RwLock::default(),
+            hasher: DefaultHashBuilder::default(),
             pending: Mutex::new(BTreeSet::new()),
             waiting: AtomicU64::new(0),
             embedded: Condvar::new(),
@@ -185,6 +192,14 @@ impl Space {
 
     /// Appends a record that lies at `placed.loc`; it waits for vectors.
     pub(crate) fn insert(&self, writer: &mut Writer, placed: &Placed<'_>) -> RecordNo {
+        self.change_pending(|p| {
+            p.insert(placed.record.seq.0);
+        });
+        self.load(writer, placed)
+    }
+
+    /// As [`Space::insert`], before anybody else sees the space: [`Space::loaded`] finds out what waits.
+    pub(crate) fn load(&self, writer: &mut Writer, placed: &Placed<'_>) -> RecordNo {
         let r = &placed.record;
         let cell = RecordCell {
             seq: r.seq,
@@ -198,23 +213,28 @@ impl Space {
             first_vector: AtomicU32::new(0),
             vectors: AtomicU32::new(0),
         };
-        self.change_pending(|p| {
-            p.insert(r.seq.0);
-        });
         let no = self.records.push(cell);
-        self.ids.write().insert(r.id.into(), no);
-        // An older live memory keeps its entry: it may have its vectors already, this one has none yet.
+        self.ids.write().insert(self.hasher.hash_one(r.id), no);
         if !r.own_vectors {
-            let entry = writer.texts.entry(placed.text_hash as u64).or_insert(no);
-            if self.records.get(*entry).is_none_or(|old| !old.is_live()) {
-                *entry = no;
-            }
+            self.note_text(writer, placed.text_hash as u64, no);
         }
         if let Some(request) = r.request {
             writer.count_request(request);
         }
         self.raise_seq(r.seq);
         RecordNo(no)
+    }
+
+    /// An older live memory keeps its entry: it may have its vectors already, this one has none yet.
+    fn note_text(&self, writer: &mut Writer, hash: u64, no: u32) {
+        let known = writer.texts.under(hash).next();
+        match known {
+            None => writer.texts.insert(hash, no),
+            Some(old) if self.records.get(old).is_none_or(|old| !old.is_live()) => {
+                writer.texts.replace(hash, old, no);
+            }
+            Some(_) => {}
+        }
     }
 
     /// Applies one record of a write, its bytes and rows going to `head`. `None` if the bytes are not a record.
@@ -259,11 +279,24 @@ impl Space {
         self.vectors.push(VectorCell { record, loc: Place::new(loc.bits()) });
     }
 
-    /// Declares the vectors `first..first + count` to be the record's: it is searchable now.
-    pub(crate) fn attach(&self, no: RecordNo, first: u32, count: u32) {
+    /// Declares the vectors `first..first + count` to be the record's: it is searchable once [`Space::loaded`] was called.
+    pub(crate) fn load_attached(&self, no: RecordNo, first: u32, count: u32) {
         let Some(cell) = self.records.get(no.0) else { return };
         cell.first_vector.store(first, Ordering::Relaxed);
         cell.vectors.store(count, Ordering::Release);
+    }
+
+    /// Ends a loading: what has no vectors by now waits for them.
+    pub(crate) fn loaded(&self) {
+        let cells = (0..self.records.len()).filter_map(|no| self.records.get(no));
+        let waiting = cells.filter(|cell| cell.is_live() && !cell.is_searchable());
+        self.change_pending(|p| p.extend(waiting.map(|cell| cell.seq.0)));
+    }
+
+    /// Declares the vectors `first..first + count` to be the record's: it is searchable now.
+    pub(crate) fn attach(&self, no: RecordNo, first: u32, count: u32) {
+        self.load_attached(no, first, count);
+        let Some(cell) = self.records.get(no.0) else { return };
         self.change_pending(|p| {
             p.remove(&cell.seq.0);
         });
@@ -277,18 +310,11 @@ impl Space {
         for v in cell.vectors() {
             self.index.kill(VectorNo(v));
         }
-        let mut ids = self.ids.write();
-        if ids.get(r.id) == Some(&no.0) {
-            ids.remove(r.id);
-        }
-        drop(ids);
+        self.ids.write().remove(self.hasher.hash_one(r.id), no.0);
         if let Some(request) = r.request {
             writer.forget_request(request);
         }
-        let hash = r.text_hash() as u64;
-        if writer.texts.get(&hash) == Some(&no.0) {
-            writer.texts.remove(&hash);
-        }
+        writer.texts.remove(r.text_hash() as u64, no.0);
         self.change_pending(|p| {
             p.remove(&cell.seq.0);
         });
@@ -318,9 +344,9 @@ impl Space {
         no
     }
 
-    /// A memory with this text hash, embedded by the store's model or waiting to be.
+    /// A memory that may have the text of this hash, embedded by the store's model or waiting to be. Whoever asks compares the texts.
     pub(crate) fn with_text(&self, writer: &Writer, hash: u128) -> Option<RecordNo> {
-        writer.texts.get(&(hash as u64)).copied().map(RecordNo)
+        writer.texts.under(hash as u64).next().map(RecordNo)
     }
 
     /// Never gives out `seq` or a lower one again.
@@ -339,8 +365,18 @@ impl Space {
     }
 
     /// The live memory with this id.
-    pub(crate) fn by_id(&self, id: &str) -> Option<RecordNo> {
-        self.ids.read().get(id).copied().map(RecordNo)
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if a record that may have it cannot be read.
+    pub(crate) fn by_id(&self, parts: &Parts, id: &str) -> Result<Option<RecordNo>, Error> {
+        // Out of the lock: reading a record may wait for the disk.
+        let candidates: Vec<u32> = self.ids.read().under(self.hasher.hash_one(id)).collect();
+        for no in candidates.into_iter().map(RecordNo) {
+            if self.with_record(parts, no, |_, r| r.id == id)? == Some(true) {
+                return Ok(Some(no));
+            }
+        }
+        Ok(None)
     }
 
     /// The first record whose seq is at least `seq`; the number of records if there is none.
