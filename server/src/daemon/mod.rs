@@ -12,6 +12,7 @@ pub mod socket;
 use crate::embed::{Device, EmbedError, EmbedOptions, Embedder, Precision};
 use crate::provision::{self, ProvisionError, Wanted};
 use crate::rpc::Limits;
+use crate::service::lanes::idle;
 use crate::service::{Cause, OpenError, Place, Service, Threads};
 use connection::Connections;
 use flashbulb_engine::{Durability, Error, Store, StoreOptions};
@@ -184,8 +185,14 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
     store_options.durability = options.durability;
     let open = if options.read_only { Store::open_read_only } else { Store::open };
     let store = std::thread::scope(|scope| {
-        // A large store takes longer than the sessions that are wanted after it.
-        scope.spawn(|| embedder.prepare_sessions(options.threads.sessions()));
+        // A large store takes longer than the sessions that are wanted after it, and needs both cores for most of it.
+        scope.spawn(|| {
+            // Not to idle priority: where other programs keep the cores busy, the start waits for this thread.
+            if let Err(why) = idle::lower_this_thread_a_little() {
+                tracing::debug!(why, "sessions are made at the usual priority");
+            }
+            embedder.prepare_sessions(options.threads.sessions());
+        });
         open(&options.store_dir, store_options)
     })
     .map_err(|source| ServeError::Store { dir: options.store_dir.clone(), source })?;

@@ -64,24 +64,25 @@ pub struct Lasting {
 }
 
 impl Lasting {
-    /// Adds a copy of `values`, row-major in `shape`, as the constant `name`.
+    /// Adds a copy of `raw`, values of `T` row-major in `shape` and little-endian, as the constant `name`.
     ///
     /// # Errors
     /// The shape does not fit the values, the runtime refuses it, or there is no memory.
-    pub fn add<T: PrimitiveTensorElementType + Copy + 'static>(
+    pub fn add<T: PrimitiveTensorElementType + 'static>(
         &mut self,
         name: String,
         shape: &[i64],
-        values: &[T],
+        raw: &[u8],
     ) -> Result<(), String> {
-        let bytes = size_of_val(values);
+        const { assert!(cfg!(target_endian = "little"), "the runtime reads the bytes as they are") };
+        let bytes = raw.len();
         let mut block = HugeBytes::zeroed(bytes).map_err(|error| error.to_string())?;
         let place = block.as_mut_ptr();
-        // SAFETY: the block holds as many bytes as the values, begins on a page, and is new.
-        unsafe { ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), place, bytes) };
+        // SAFETY: the block holds as many bytes and is new.
+        unsafe { ptr::copy_nonoverlapping(raw.as_ptr(), place, bytes) };
         let mut made = ptr::null_mut();
         // SAFETY: the runtime keeps the block's address and neither writes to it nor frees it; it refuses a shape of more
-        // bytes. The shape is borrowed for the call, and the place for the value is written to.
+        // bytes. The block begins on a page, as any element may. The shape is borrowed for the call, and the place for the value is written to.
         checked(unsafe {
             (ort::api().CreateTensorWithDataAsOrtValue)(
                 MemoryInfo::default().ptr(),

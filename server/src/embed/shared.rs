@@ -21,13 +21,12 @@ pub fn read(path: &Path) -> Result<Arc<Lasting>, EmbedError> {
     let file = std::fs::read(path)
         .map_err(|source| EmbedError::Cache { path: path.to_owned(), source })?;
     let refused = |what| EmbedError::Graph { path: path.to_owned(), what };
-    let constants = large_constants(&file, LEAST_BYTES).map_err(refused)?;
-    drop(file);
+    let constants = large_constants(file.into(), LEAST_BYTES).map_err(refused)?;
     let mut lasting = Lasting::default();
     for Constant { name, shape, values } in constants {
         match values {
-            Values::Floats(values) => lasting.add(name, &shape, &values),
-            Values::Bytes(values) => lasting.add(name, &shape, &values),
+            Values::Floats(raw) => lasting.add::<f32>(name, &shape, &raw),
+            Values::Bytes(raw) => lasting.add::<i8>(name, &shape, &raw),
         }
         .map_err(refused)?;
     }

@@ -3,6 +3,7 @@
 //! Invariant: names are unique because callers name nodes after their first output. It must not know any model.
 
 use prost::Message;
+use prost::bytes::Bytes;
 
 use super::proto::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
@@ -73,7 +74,7 @@ impl GraphWriter {
             dims: shape.iter().map(|&d| d as i64).collect(),
             data_type: Some(data_type),
             name: Some(name.to_owned()),
-            raw_data: Some(raw),
+            raw_data: Some(raw.into()),
         });
     }
 
@@ -134,30 +135,26 @@ pub struct Constant {
     pub values: Values,
 }
 
-/// The elements of a [`Constant`].
+/// The elements of a [`Constant`], row-major and little-endian, in the memory of the file that they are from.
 pub enum Values {
     /// 32-bit floats.
-    Floats(Vec<f32>),
+    Floats(Bytes),
     /// Signed bytes.
-    Bytes(Vec<i8>),
+    Bytes(Bytes),
 }
 
 /// The float and byte constants of a graph that Flashbulb wrote, from `least_bytes` on.
 ///
 /// # Errors
 /// The bytes are no such graph.
-pub fn large_constants(file: &[u8], least_bytes: usize) -> Result<Vec<Constant>, String> {
+pub fn large_constants(file: Bytes, least_bytes: usize) -> Result<Vec<Constant>, String> {
     let model = ModelProto::decode(file).map_err(|error| format!("no ONNX file: {error}"))?;
     let initializers = model.graph.map(|graph| graph.initializer).unwrap_or_default();
     let large = initializers.into_iter().filter_map(|tensor| {
         let raw = tensor.raw_data.filter(|raw| raw.len() >= least_bytes)?;
         let values = match tensor.data_type {
-            Some(data_type::FLOAT) => {
-                Values::Floats(raw.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-            }
-            Some(data_type::INT8) => {
-                Values::Bytes(raw.into_iter().map(|b| i8::from_le_bytes([b])).collect())
-            }
+            Some(data_type::FLOAT) => Values::Floats(raw),
+            Some(data_type::INT8) => Values::Bytes(raw),
             _ => return None,
         };
         Some(Constant { name: tensor.name.unwrap_or_default(), shape: tensor.dims, values })

@@ -3,6 +3,8 @@
 //! Field numbers and types are those of `onnx/onnx.proto` (ONNX 1.x, IR version 8). Invariant: what is encoded here
 //! decodes with any ONNX reader. It must not know what the graph computes.
 
+use prost::bytes::Bytes;
+
 /// `TensorProto.DataType` values in use.
 pub mod data_type {
     /// 32-bit float.
@@ -129,8 +131,8 @@ pub struct TensorProto {
     #[prost(string, optional, tag = "8")]
     pub name: Option<String>,
     /// The elements, little-endian, row-major.
-    #[prost(bytes = "vec", optional, tag = "9")]
-    pub raw_data: Option<Vec<u8>>,
+    #[prost(bytes = "bytes", optional, tag = "9")]
+    pub raw_data: Option<Bytes>,
 }
 
 /// The name and type of an input or output.
@@ -194,7 +196,7 @@ mod tests {
             dims: vec![2, 300],
             data_type: Some(data_type::FLOAT),
             name: Some("w".into()),
-            raw_data: Some(vec![7, 8]),
+            raw_data: Some(Bytes::from_static(&[7, 8])),
         };
         // Written by hand from onnx.proto: dims = field 1 varint, data_type = 2, name = 8, raw_data = 9.
         let expected =
