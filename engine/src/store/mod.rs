@@ -10,6 +10,7 @@ mod folders;
 mod query;
 mod read;
 mod recover;
+mod restart;
 pub(crate) mod restore;
 pub(crate) mod salvage;
 mod upkeep;

@@ -16,19 +16,19 @@ use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 
 use super::attach::{Attached, Place};
-use super::{Access, SCRATCH_KEPT, Store, write};
+use super::{Access, SCRATCH_KEPT, Store, restart, write};
 use crate::clock::Clock;
 use crate::disk::{Disk, Lock};
 use crate::error::Error;
 use crate::index::VectorIndex;
 use crate::manifest::{self, Manifest};
 use crate::op::Op;
-use crate::parts::{Head, Loc, PART_LIMIT, Parts};
+use crate::parts::{Head, Loc, Parts};
 use crate::segment::{self, RecordEntry, Segment, Tombstone};
 use crate::space::{Placed, Space};
 use crate::store::upkeep::graph;
 use crate::types::{Lsn, Seq, SpaceId, SpaceName, StoreOptions};
-use crate::wal::{self, Batch, Wal, WalStart};
+use crate::wal::{self, Batch, Scan, Wal};
 
 /// What an open found and did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -62,7 +62,7 @@ pub(super) struct Listing {
     pub(super) wals: Vec<u64>,
     /// Segments and graphs, by name.
     pub(super) sealed: Vec<String>,
-    temporary: Vec<String>,
+    pub(super) temporary: Vec<String>,
     pub(super) unknown: Vec<String>,
 }
 
@@ -125,24 +125,29 @@ pub(super) fn recover(
         tombstones: Vec::new(),
         report: RecoveryReport { unknown_files: files.unknown.clone(), ..Default::default() },
     };
-    let segments = loading.load_sealed(&old)?;
-    let (batches, last_lsn) = loading.scan_log(&old, &files.wals, access)?;
+    let (segments, scan) = loading.load_sealed(&old, &files.wals, access)?;
     let head = Arc::new(Head::new(old.next_part));
     let parts = Parts::new(segments, Arc::clone(&head));
-    loading.replay(&parts, &head, &batches)?;
     let (wal, manifest) = match access {
         Access::Write => {
-            let machine = (&disk, &clock);
-            restart_log(machine, dir, &options, &old, &files.wals, &batches, last_lsn)?
+            // The log's new files are written beside; nothing has a name before all of the old ones was read and understood.
+            let prepared = std::thread::scope(|scope| {
+                let files = scope.spawn(|| {
+                    restart::prepare((&disk, &clock), dir, &options, &old, &files.wals, &scan)
+                });
+                loading.replay(&parts, &head, &scan.batches)?;
+                join(files)
+            })?;
+            let (wal, manifest) = prepared.publish(&*disk, dir)?;
+            restart::clean_up(&*disk, dir, &files, &manifest);
+            (wal, manifest)
         }
         Access::Read => {
-            let start = log_start(dir, &options, old.epoch, old.first_wal.unwrap_or(1), last_lsn);
+            let next = old.first_wal.unwrap_or(1);
+            let start = restart::log_start(dir, &options, old.epoch, next, scan.last_lsn);
             (Wal::unwritten(Arc::clone(&disk), Arc::clone(&clock), &start), old)
         }
     };
-    if access == Access::Write {
-        clean_up(&*disk, dir, &files, &manifest);
-    }
     let mut report = std::mem::take(&mut loading.report);
     report.memories = loading.spaces.values().map(|s| s.live()).sum();
     report.pending = loading.spaces.values().map(|s| s.pending_len()).sum();
@@ -262,8 +267,13 @@ fn check_model(manifest: &Manifest, options: &StoreOptions) -> Result<(), Error>
 }
 
 impl Loading {
-    /// Opens what the manifest names and rebuilds the spaces from it.
-    fn load_sealed(&mut self, manifest: &Manifest) -> Result<Vec<Arc<Segment>>, Error> {
+    /// Opens what the manifest names, rebuilds the spaces from it, and reads the log behind it.
+    fn load_sealed(
+        &mut self,
+        manifest: &Manifest,
+        wals: &[u64],
+        access: Access,
+    ) -> Result<(Vec<Arc<Segment>>, Scan), Error> {
         for s in &manifest.spaces {
             let name = SpaceName::parse(&s.name)?;
             let space = Space::new(SpaceId(s.id), name, self.dim, self.kernels);
@@ -282,24 +292,26 @@ impl Loading {
             segments.push(Arc::new(segment));
         }
         self.report.segments = segments.len() as u64;
-        // The graphs are most of the bytes and need nothing of the rest, so they are read beside it.
-        let graphs = std::thread::scope(|scope| {
+        // Graphs and log are most of the bytes and need nothing of the rest, so they are read beside it.
+        let (spaces, mut graphs, scan) = std::thread::scope(|scope| {
             let (disk, dir, dim, kernels) = (&*self.disk, &*self.dir, self.dim, self.kernels);
-            let graphs = scope.spawn(move || {
+            let beside = scope.spawn(move || {
                 let load = |entry| graph::load(disk, dir, entry, dim, kernels);
                 let loaded = manifest.graphs.iter().map(|g| (SpaceId(g.space), load(g)));
-                loaded.collect::<Graphs>()
+                (loaded.collect::<Graphs>(), scan_log(disk, dir, manifest, wals, access))
             });
             let spaces = self.load_records(&segments, &dead)?;
-            let graphs = graphs.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            Ok::<_, Error>((spaces, graphs))
-        });
-        let (spaces, mut graphs) = graphs?;
+            let (graphs, scan) = join(beside);
+            Ok::<_, Error>((spaces, graphs, scan?))
+        })?;
+        self.report.wal_batches = scan.batches.len() as u64;
+        self.report.wal_records = scan.records;
+        self.report.torn_bytes = scan.torn_bytes;
         for (space, vectors) in spaces {
             let graph = graphs.remove(&space.id);
             self.attach_vectors(space, graph, &vectors, &segments)?;
         }
-        Ok(segments)
+        Ok((segments, scan))
     }
 
     /// Gives the spaces their memories, without vectors; beside each space, where its vectors lie.
@@ -371,42 +383,6 @@ impl Loading {
         Ok(())
     }
 
-    /// Reads the log behind the manifest's checkpoint.
-    fn scan_log(
-        &mut self,
-        old: &Manifest,
-        wals: &[u64],
-        access: Access,
-    ) -> Result<(Vec<Batch>, Lsn), Error> {
-        let checkpoint = Lsn(old.checkpoint_lsn);
-        let ours = log_files(&*self.disk, &self.dir, old, wals)?;
-        if ours.is_empty() {
-            return Ok((Vec::new(), checkpoint));
-        }
-        if access == Access::Write {
-            self.sync_log(&ours)?;
-        }
-        let scan = wal::scan(&*self.disk, &self.dir, &ours, checkpoint)?;
-        if access == Access::Read && (scan.torn_bytes > 0 || !scan.batches.is_empty()) {
-            return Err(Error::NeedsRecovery { dir: self.dir.clone() });
-        }
-        self.report.wal_batches = scan.batches.len() as u64;
-        self.report.wal_records = scan.records;
-        self.report.torn_bytes = scan.torn_bytes;
-        Ok((scan.batches, scan.last_lsn))
-    }
-
-    /// What an earlier process wrote but never synced may still be only in the cache: makes it durable before anything is
-    /// built on it.
-    fn sync_log(&self, numbers: &[u64]) -> Result<(), Error> {
-        for number in numbers {
-            let path = self.dir.join(wal::file_name(*number));
-            let file = self.disk.open(&path).map_err(Error::io("open", &path))?;
-            file.sync().map_err(Error::io("sync", &path))?;
-        }
-        self.disk.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))
-    }
-
     fn replay(&mut self, parts: &Parts, head: &Head, batches: &[Batch]) -> Result<(), Error> {
         for batch in batches {
             for (kind, payload) in &batch.records {
@@ -464,84 +440,40 @@ impl Loading {
 /// The graphs that could be read, and why others could not.
 type Graphs = HashMap<SpaceId, Result<(VectorIndex, Vec<Seq>), String>>;
 
-/// Writes the surviving tail into a new file of a new epoch, starts the log behind it, and makes both the store's by a
-/// new manifest.
-fn restart_log(
-    (disk, clock): (&Arc<dyn Disk>, &Arc<dyn Clock>),
+/// Reads the log behind the manifest's checkpoint.
+fn scan_log(
+    disk: &dyn Disk,
     dir: &Path,
-    options: &StoreOptions,
-    old: &Manifest,
+    manifest: &Manifest,
     wals: &[u64],
-    batches: &[Batch],
-    last_lsn: Lsn,
-) -> Result<(Wal, Manifest), Error> {
-    let first_new = wals.last().copied().max(old.first_wal).map_or(1, |n| n + 1);
-    let epoch = old.epoch + 1;
-    wal::rewrite_tail(&**disk, dir, (epoch, first_new), batches)?;
-    let (checkpoint, last_lsn, next_file) = match (batches.first(), batches.last()) {
-        (Some(first), Some(last)) => {
-            let before = first.last_lsn.0 - first.records.len() as u64;
-            (before, last.last_lsn, first_new + 1)
-        }
-        // Only marks are behind the checkpoint, if anything: all they follow is in the segments.
-        _ => (last_lsn.0, last_lsn, first_new),
-    };
-    let last_op = batches.last().map_or(Lsn(checkpoint), |b| b.last_lsn);
-    let start = WalStart { last_op, ..log_start(dir, options, epoch, next_file, last_lsn) };
-    let wal = Wal::start(Arc::clone(disk), Arc::clone(clock), start)?;
-    let manifest = Manifest {
-        generation: old.generation + 1,
-        checkpoint_lsn: checkpoint,
-        first_wal: Some(first_new),
-        epoch,
-        // The last number is only ever a head's, which has no file: a store that used up the others still opens.
-        next_part: (old.next_part + 1).min(PART_LIMIT - 1),
-        ..old.clone()
-    };
-    manifest.write(&**disk, dir)?;
-    wal.adopt(first_new, Lsn(checkpoint + 1));
-    Ok((wal, manifest))
+    access: Access,
+) -> Result<Scan, Error> {
+    let checkpoint = Lsn(manifest.checkpoint_lsn);
+    let ours = log_files(disk, dir, manifest, wals)?;
+    if ours.is_empty() {
+        return Ok(Scan { last_lsn: checkpoint, ..Scan::default() });
+    }
+    if access == Access::Write {
+        sync_log(disk, dir, &ours)?;
+    }
+    let scan = wal::scan(disk, dir, &ours, checkpoint)?;
+    if access == Access::Read && (scan.torn_bytes > 0 || !scan.batches.is_empty()) {
+        return Err(Error::NeedsRecovery { dir: dir.into() });
+    }
+    Ok(scan)
 }
 
-/// A log behind `last_lsn`, which is a mark or an operation.
-fn log_start(
-    dir: &Path,
-    options: &StoreOptions,
-    epoch: u64,
-    next_file: u64,
-    last_lsn: Lsn,
-) -> WalStart {
-    WalStart {
-        dir: dir.into(),
-        epoch,
-        file_bytes: options.log_file_bytes,
-        next_file,
-        last_lsn,
-        last_op: last_lsn,
-        level: options.durability,
+/// What an earlier process wrote but never synced may still be only in the cache: makes it durable before anything is built on
+/// it.
+fn sync_log(disk: &dyn Disk, dir: &Path, numbers: &[u64]) -> Result<(), Error> {
+    for number in numbers {
+        let path = dir.join(wal::file_name(*number));
+        let file = disk.open(&path).map_err(Error::io("open", &path))?;
+        file.sync().map_err(Error::io("sync", &path))?;
     }
+    disk.sync_dir(dir).map_err(Error::io("sync", dir))
 }
 
-/// Removes what the new manifest does not need. A file that cannot be removed is removed at the next open.
-fn clean_up(disk: &dyn Disk, dir: &Path, files: &Listing, now: &Manifest) {
-    let keep_from = now.first_wal.unwrap_or(0);
-    let old_wals = files.wals.iter().filter(|n| **n < keep_from).map(|n| wal::file_name(*n));
-    let old_manifests = files
-        .manifests
-        .iter()
-        .filter(|g| **g + 1 < now.generation)
-        .map(|g| manifest::file_name(*g));
-    let named: HashSet<String> = now
-        .segments
-        .iter()
-        .map(|s| segment::file_name(s.part))
-        .chain(now.graphs.iter().map(|g| graph::file_name(g.number)))
-        .collect();
-    let orphans = files.sealed.iter().filter(|name| !named.contains(*name)).cloned();
-    let temporary = files.temporary.iter().cloned();
-    for name in old_wals.chain(old_manifests).chain(orphans).chain(temporary) {
-        if let Err(e) = disk.remove(&dir.join(&name)) {
-            tracing::warn!(file = %name, error = %e, "a file that is no longer needed stays behind");
-        }
-    }
+fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -93,7 +93,15 @@ impl Files {
         &self.dir
     }
 
-    /// Makes the first file and begins it.
+    /// Makes the first file, without a name.
+    pub(super) fn make_first(&self) -> Result<(), Error> {
+        let mut room = self.room.lock();
+        let file = self.new_file(&mut room, 0)?;
+        room.spare = Some(file);
+        Ok(())
+    }
+
+    /// Begins the first file.
     pub(super) fn first(&self, first_lsn: Lsn) -> Result<Active, Error> {
         let mut room = self.room.lock();
         let file = self.new_file(&mut room, 0)?;
@@ -176,7 +184,8 @@ impl Files {
         let number = self.names.lock().next;
         let salt = new_salt(&*self.disk);
         let header = FileHeader { salt, number, epoch: self.epoch, first_lsn, len: new.len };
-        publish(&*self.disk, &*new.file, &new.tmp, &self.dir, &header)?;
+        head(&*new.file, &new.tmp, &header)?;
+        name(&*self.disk, &new.tmp, &self.dir, number)?;
         let mut names = self.names.lock();
         names.in_use.push((number, first_lsn));
         names.next = number + 1;
@@ -250,17 +259,15 @@ fn fill(file: &dyn DiskFile, len: u64, pace: &Pace<'_>) -> std::io::Result<()> {
     file.sync()
 }
 
-/// Gives a preallocated file its header and its name, durably.
-pub(super) fn publish(
-    disk: &dyn Disk,
-    file: &dyn DiskFile,
-    tmp: &Path,
-    dir: &Path,
-    header: &FileHeader,
-) -> Result<(), Error> {
-    let path = dir.join(file_name(header.number));
-    write_all_at(file, &header.encode(), 0).map_err(Error::io("write", &path))?;
-    file.sync().map_err(Error::io("sync", &path))?;
+/// Gives a new file its header, and makes all of it durable.
+pub(super) fn head(file: &dyn DiskFile, path: &Path, header: &FileHeader) -> Result<(), Error> {
+    write_all_at(file, &header.encode(), 0).map_err(Error::io("write", path))?;
+    file.sync().map_err(Error::io("sync", path))
+}
+
+/// Gives a file with its header its name, durably.
+pub(super) fn name(disk: &dyn Disk, tmp: &Path, dir: &Path, number: u64) -> Result<(), Error> {
+    let path = dir.join(file_name(number));
     disk.rename(tmp, &path).map_err(Error::io("rename", &path))?;
     disk.sync_dir(dir).map_err(Error::io("sync", dir))
 }

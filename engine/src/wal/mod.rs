@@ -17,7 +17,7 @@ pub(crate) use format::FileHeader;
 #[cfg(fuzzing)]
 pub(crate) use format::{RecordHeader, head_of, record_bytes};
 pub(crate) use format::{VERSION, file_name, file_number};
-pub(crate) use reader::{Batch, files_of, scan};
+pub(crate) use reader::{Batch, Scan, files_of, scan};
 pub(crate) use salvage::{LogRemains, SoundBatch};
-pub(crate) use tail::rewrite_tail;
-pub(crate) use writer::{Wal, WalStart};
+pub(crate) use tail::{Tail, write_tail};
+pub(crate) use writer::{PreparedWal, Wal, WalStart};

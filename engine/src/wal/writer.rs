@@ -78,17 +78,19 @@ struct Submitted {
     fresh: Option<NewFile>,
 }
 
-impl Wal {
-    /// Starts the log's thread with a new file.
+/// A log whose first file has its place on the disk, and no name yet.
+pub(crate) struct PreparedWal {
+    shared: Arc<Shared>,
+    start: WalStart,
+}
+
+impl PreparedWal {
+    /// Begins the first file and starts the log's thread.
     ///
     /// # Errors
-    /// [`Error::DiskFull`] or [`Error::Io`] if the first file cannot be made.
-    pub(crate) fn start(
-        disk: Arc<dyn Disk>,
-        clock: Arc<dyn Clock>,
-        start: WalStart,
-    ) -> Result<Wal, Error> {
-        let shared = Arc::new(Shared::new(disk, clock, &start));
+    /// [`Error::Io`].
+    pub(crate) fn begin(self) -> Result<Wal, Error> {
+        let PreparedWal { shared, start } = self;
         let active = shared.files.first(Lsn(start.last_lsn.0 + 1))?;
         *shared.writing.lock() = Some(Writing { active, unsynced: None });
         let of_thread = Arc::clone(&shared);
@@ -97,6 +99,22 @@ impl Wal {
             .spawn(move || of_thread.run())
             .map_err(Error::io("start the log's thread for", shared.files.dir()))?;
         Ok(Wal { shared, op_before: start.last_op, thread: Mutex::new(Some(thread)) })
+    }
+}
+
+impl Wal {
+    /// Makes the first file of a log.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] or [`Error::Io`] if it cannot be made.
+    pub(crate) fn prepare(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        start: WalStart,
+    ) -> Result<PreparedWal, Error> {
+        let shared = Arc::new(Shared::new(disk, clock, &start));
+        shared.files.make_first()?;
+        Ok(PreparedWal { shared, start })
     }
 
     /// A log that takes nothing in and writes nothing, for a store that is only read.
@@ -191,7 +209,7 @@ impl Wal {
         self.shared.files.first_needed(checkpoint)
     }
 
-    /// Tells the log of the file that [`rewrite_tail`](super::rewrite_tail) made before it started.
+    /// Tells the log of the file that [`write_tail`](super::write_tail) made before it started.
     pub(crate) fn adopt(&self, number: u64, first_lsn: Lsn) {
         self.shared.files.adopt(number, first_lsn);
     }
