@@ -228,6 +228,19 @@ pub(crate) fn create_dir_durably(disk: &dyn Disk, dir: &Path) -> io::Result<()> 
     disk.sync_dir(above)
 }
 
+/// Makes durable that `dir` and those above it are there: an earlier process may have made them and been killed before it could. One
+/// that may not be opened is passed over, for nothing was made in it.
+pub(crate) fn sync_above(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    for above in dir.ancestors().skip(1) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        match disk.sync_dir(above) {
+            Err(e) if e.kind() != io::ErrorKind::PermissionDenied => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Writes `bytes` as `dir/name` so that a crash leaves the old file, the new one, or none, never a part:
 /// a temporary file, synced, renamed, and the folder synced.
 ///

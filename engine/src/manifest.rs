@@ -85,24 +85,19 @@ impl Manifest {
     /// Writes this generation durably.
     ///
     /// # Errors
-    /// [`Error::Invalid`]: it has a number that reading it would refuse. [`Error::DiskFull`] or [`Error::Io`]: as with the
-    /// first, the former generation stays valid. [`Error::Poisoned`]: it is unknown which of the
-    /// two a start would find, so nothing that rests on either may go on.
-    pub(crate) fn write(&self, disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+    /// [`Error::Invalid`] for a number that reading it would refuse, [`Error::DiskFull`], [`Error::Io`], and how far it came:
+    /// after [`Halfway::Written`] the former generation stays valid; after [`Halfway::Named`] it is unknown which of the two
+    /// a start would find, so nothing that rests on either may go on.
+    pub(crate) fn write(&self, disk: &dyn Disk, dir: &Path) -> Result<(), (Halfway, Error)> {
+        let refused = |why: String| (Halfway::Written, Error::invalid("the next manifest", why));
         if let Some(what) = self.absurd() {
-            return Err(Error::invalid("the next manifest", format!("cannot be written: {what}")));
+            return Err(refused(format!("cannot be written: {what}")));
         }
         let name = file_name(self.generation);
-        let json = serde_json::to_vec(self).map_err(|e| {
-            Error::invalid("the manifest", format!("cannot be written as JSON: {e}"))
-        })?;
-        write_durably(disk, dir, &name, &framed(&json), &Pace::unpaced()).map_err(|(halfway, e)| {
-            let error = Error::io("write", dir.join(&name))(e);
-            match halfway {
-                Halfway::Written => error,
-                Halfway::Named => Error::Poisoned { cause: error.to_string() },
-            }
-        })
+        let json = serde_json::to_vec(self)
+            .map_err(|e| refused(format!("cannot be written as JSON: {e}")))?;
+        write_durably(disk, dir, &name, &framed(&json), &Pace::unpaced())
+            .map_err(|(halfway, e)| (halfway, Error::io("write", dir.join(&name))(e)))
     }
 
     /// Reads the newest manifest of `generations` (ascending).

@@ -5,9 +5,12 @@
 //! it is what was acknowledged at some moment since the last sync. `FLASHBULB_CRASH_STATES` asks for as many states as it says, in
 //! workloads by chance; the number that was reached is printed.
 
+use std::path::Path;
+
 use super::cut::Chooser;
 use super::disk::{FaultDisk, Image, Record, bits};
-use super::workload::{Contents, Run, Step, contents, open, open_copy};
+use super::workload::{Contents, DIR, Run, Step, contents, open, open_copy};
+use crate::disk::Disk;
 use crate::types::Durability;
 
 /// One step of a story, with events of the disk's record.
@@ -167,4 +170,17 @@ fn workloads_by_chance_survive_too() {
         states += sweep(&workload, Durability::Sync, true, 2, seed % 8 == 0);
     }
     println!("{states} crash states, {seed} workloads");
+}
+
+#[test]
+fn a_folder_that_an_earlier_process_made_is_there_after_a_power_cut() {
+    let disk = FaultDisk::new(Image::new());
+    // Killed before it synced the folder above.
+    disk.create_dir(Path::new(DIR)).unwrap();
+    let mut run = Run::begin(disk.clone(), Durability::Sync).unwrap();
+    run.go(Step::AddText).unwrap();
+    let record = disk.record();
+    let image = record.cut(record.events.len(), Chooser::Dropped);
+    let found = contents(&open(&FaultDisk::new(image), Durability::Sync).unwrap()).unwrap();
+    assert_eq!(found, run.model);
 }

@@ -1,7 +1,7 @@
 //! Each operation goes wrong once, or for ever.
 //!
 //! Checked: a failure is an error and never a panic; what was acknowledged is there after a start on a sound disk, and at most
-//! the one step that failed besides. A write that is short or interrupted changes nothing at all. A write that went astray, or
+//! the one step that failed besides; a store that is not poisoned goes on as if the step had not been asked for. A write that is short or interrupted changes nothing at all. A write that went astray, or
 //! lost a bit, and said that all was well is named as damage, or what is found is what there was at some moment.
 
 use std::io::ErrorKind;
@@ -67,7 +67,7 @@ fn survives(workload: &[Step], failure: Failure) -> bool {
 }
 
 /// Calls `check` with failures at 0, 1, ... until it says that there is no such operation; returns how many there were.
-fn each(check: impl Fn(Failure) -> bool, for_ever: bool, fault: Fault) -> usize {
+fn each(mut check: impl FnMut(Failure) -> bool, for_ever: bool, fault: Fault) -> usize {
     (0..).take_while(|at| check(Failure { at: *at, for_ever, fault })).count()
 }
 
@@ -83,6 +83,73 @@ fn an_operation_that_fails_once_or_for_ever_loses_nothing() {
         }
     }
     println!("{failures} failures");
+}
+
+/// Does `workload` with one operation that fails once, goes on behind it, after a restart where the store was poisoned, and cuts the
+/// power at the end. Says whether there is such an operation, and whether it poisoned the store.
+fn goes_on(workload: &[Step], failure: Failure) -> (bool, bool) {
+    let place = |what: &str| format!("{workload:?}, {failure:?}: {what}");
+    let sure =
+        |opened: Result<(), Error>| opened.unwrap_or_else(|e| panic!("{}", place(&e.to_string())));
+    let disk = FaultDisk::new(Image::new());
+    disk.fail(Some(failure));
+    // A start that fails is another test's.
+    let Ok(mut run) = Run::begin(disk.clone(), SYNC) else { return (true, false) };
+    let mut poisoned = false;
+    for step in workload {
+        let next = run.expected(*step);
+        match run.go(*step) {
+            Ok(()) => {}
+            Err(Error::Poisoned { .. }) => {
+                poisoned = true;
+                assert!(run.is_closed() || run.go(Step::AddText).is_err(), "{}", place("goes on"));
+                sure(run.restart());
+                let found = run.contents().unwrap();
+                assert!(found == run.model || found == next, "{}", place("lost at the restart"));
+                run.model = found;
+            }
+            Err(_) => {
+                sure(if run.is_closed() { run.restart() } else { Ok(()) });
+                assert_eq!(run.contents().unwrap(), run.model, "{}", place("it did happen"));
+            }
+        }
+    }
+    let reached = disk.changes() > failure.at;
+    disk.fail(None);
+    let record = disk.record();
+    for chooser in [Chooser::Kept, Chooser::Dropped, Chooser::Chance(failure.at as u64 + 1)] {
+        let image = record.cut(record.events.len(), chooser);
+        let store = open(&FaultDisk::new(image), SYNC);
+        let store = store.unwrap_or_else(|e| panic!("{}", place(&format!("{chooser:?}: {e}"))));
+        assert_eq!(contents(&store).unwrap(), run.model, "{}", place("lost"));
+    }
+    (reached, poisoned)
+}
+
+#[test]
+fn a_store_that_goes_on_after_a_failure_keeps_what_it_acknowledges() {
+    // New memories, a file for them, a record of the log that needs another file, and all merged.
+    let behind =
+        [Step::AddBatch, Step::Seal, Step::AddText, Step::Reopen, Step::AddBatch, Step::Compact];
+    let (mut failures, mut poisoned) = (0, 0);
+    let by_chance = (1..30).map(|seed| Step::by_chance(3, seed));
+    for first in Step::workloads(1).into_iter().chain(by_chance) {
+        let workload: Vec<Step> = first.into_iter().chain(behind).collect();
+        for kind in [ErrorKind::Other, ErrorKind::StorageFull] {
+            let fault = Fault::Error(kind);
+            failures += each(
+                |failure| {
+                    let (reached, poisons) = goes_on(&workload, failure);
+                    poisoned += usize::from(poisons);
+                    reached
+                },
+                false,
+                fault,
+            );
+        }
+    }
+    println!("{failures} failures, {poisoned} of them poisoned the store");
+    assert!(poisoned > 500 && failures > 2 * poisoned);
 }
 
 #[test]

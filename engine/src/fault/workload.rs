@@ -188,6 +188,18 @@ impl Run {
         contents(self.store())
     }
 
+    /// Whether a step that failed left no store.
+    pub(super) fn is_closed(&self) -> bool {
+        self.store.is_none()
+    }
+
+    /// What a process that ended in the middle, and begins again, does.
+    pub(super) fn restart(&mut self) -> Result<(), Error> {
+        self.store = None;
+        self.store = Some(open(&self.disk, self.level)?);
+        Ok(())
+    }
+
     /// The model after `step`.
     pub(super) fn expected(&self, step: Step) -> Contents {
         let mut next = self.model.clone();

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::upkeep::graph;
 use super::{Access, ScrubStatus, Store, recover};
-use crate::disk::{Disk, create_dir_durably, write_all_at};
+use crate::disk::{Disk, create_dir_durably, sync_above, write_all_at};
 use crate::error::Error;
 use crate::index::VectorNo;
 use crate::manifest::{GraphEntry, Manifest};
@@ -286,7 +286,9 @@ impl Store {
             self.save_all_in(&mut manifest)?;
         }
         let memories = self.spaces.iter().map(|e| e.value().live()).sum();
-        create_dir_durably(&*self.disk, dest).map_err(Error::io("create the folder", dest))?;
+        create_dir_durably(&*self.disk, dest)
+            .and_then(|()| sync_above(&*self.disk, dest))
+            .map_err(Error::io("create the folder", dest))?;
         let mut report = SnapshotReport { dir: dest.into(), files: 1, bytes: 0, memories };
         let names = manifest
             .segments
@@ -299,7 +301,7 @@ impl Store {
         }
         self.disk.sync_dir(dest).map_err(Error::io("sync", dest))?;
         let copied = Manifest { generation: 1, first_wal: None, epoch: 0, ..manifest.clone() };
-        copied.write(&*self.disk, dest)?;
+        copied.write(&*self.disk, dest).map_err(|(_, e)| e)?;
         Ok(report)
     }
 }

@@ -5,7 +5,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use crate::disk::{Disk, Lock, create_dir_durably};
+use crate::disk::{Disk, Lock, create_dir_durably, sync_above};
 use crate::error::Error;
 
 /// The lock file's name.
@@ -59,7 +59,9 @@ pub(super) fn check_empty(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Io`], [`Error::DiskFull`].
 pub(super) fn make_private(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
-    create_dir_durably(disk, dir).map_err(Error::io("create the folder", dir))?;
+    create_dir_durably(disk, dir)
+        .and_then(|()| sync_above(disk, dir))
+        .map_err(Error::io("create the folder", dir))?;
     disk.make_private(dir).map_err(Error::io("set the rights of", dir))
 }
 

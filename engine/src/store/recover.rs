@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::attach::{Attached, Place};
 use super::{Access, SCRATCH_KEPT, Store, restart, write};
 use crate::clock::Clock;
-use crate::disk::{Disk, Lock};
+use crate::disk::{Disk, Lock, sync_above};
 use crate::error::Error;
 use crate::index::VectorIndex;
 use crate::manifest::{self, Manifest};
@@ -135,8 +135,9 @@ pub(super) fn recover(
                 let files = scope.spawn(|| {
                     restart::prepare((&disk, &clock), dir, &options, &old, &files.wals, &scan)
                 });
-                loading.replay(&parts, &head, &scan.batches)?;
-                join(files)
+                let replayed = loading.replay(&parts, &head, &scan.batches);
+                let files = join(files);
+                replayed.and(files)
             })?;
             let (wal, manifest) = prepared.publish(&*disk, dir)?;
             restart::clean_up(&*disk, dir, &files, &manifest);
@@ -199,6 +200,7 @@ fn fresh(
     if in_log > 0 || !files.sealed.is_empty() {
         return Err(Error::corrupt(dir, 0, "there are data files but no manifest"));
     }
+    sync_above(disk, dir).map_err(Error::io("sync what is above", dir))?;
     let dim = u32::try_from(options.dim).map_err(|_| Error::invalid("dim", "is too large"))?;
     Ok(Manifest {
         generation: 0,
@@ -300,9 +302,9 @@ impl Loading {
                 let loaded = manifest.graphs.iter().map(|g| (SpaceId(g.space), load(g)));
                 (loaded.collect::<Graphs>(), scan_log(disk, dir, manifest, wals, access))
             });
-            let spaces = self.load_records(&segments, &dead)?;
+            let spaces = self.load_records(&segments, &dead);
             let (graphs, scan) = join(beside);
-            Ok::<_, Error>((spaces, graphs, scan?))
+            Ok::<_, Error>((spaces?, graphs, scan?))
         })?;
         self.report.wal_batches = scan.batches.len() as u64;
         self.report.wal_records = scan.records;
@@ -474,6 +476,7 @@ fn sync_log(disk: &dyn Disk, dir: &Path, numbers: &[u64]) -> Result<(), Error> {
     disk.sync_dir(dir).map_err(Error::io("sync", dir))
 }
 
+/// Waits for a thread whose work is needed; also where other work failed, for a scope does not wait until its threads are gone.
 fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -69,13 +69,13 @@ impl Restart {
     /// Gives the files their names and makes them the store's by the new manifest.
     ///
     /// # Errors
-    /// [`Error::DiskFull`], [`Error::Io`], [`Error::Poisoned`].
+    /// [`Error::DiskFull`], [`Error::Io`].
     pub(super) fn publish(self, disk: &dyn Disk, dir: &Path) -> Result<(Wal, Manifest), Error> {
         if let Some(tail) = self.tail {
             tail.publish(disk, dir)?;
         }
         let wal = self.log.begin()?;
-        self.manifest.write(disk, dir)?;
+        self.manifest.write(disk, dir).map_err(|(_, e)| e)?;
         wal.adopt(self.first_new, Lsn(self.manifest.checkpoint_lsn + 1));
         Ok((wal, self.manifest))
     }

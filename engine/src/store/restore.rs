@@ -197,5 +197,5 @@ fn copy_all(
     let name = manifest::file_name(copied.generation);
     written.push(to.join(format!("{name}.tmp")));
     written.push(to.join(name));
-    copied.write(disk, to)
+    copied.write(disk, to).map_err(|(_, e)| e)
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Access, Store};
+use crate::disk::Halfway;
 use crate::error::Error;
 use crate::manifest::{self, GraphEntry, Manifest, SegmentEntry, SpaceEntry};
 use crate::pace::Pace;
@@ -265,11 +266,14 @@ impl Store {
     /// Makes `next` the store's manifest.
     fn publish(&self, manifest: &mut Manifest, next: &mut Manifest) -> Result<(), Error> {
         next.generation = manifest.generation + 1;
-        if let Err(e) = next.write(&*self.disk, &self.dir) {
-            if let Error::Poisoned { cause } = &e {
-                self.wal.poison(cause);
+        match next.write(&*self.disk, &self.dir) {
+            Ok(()) => {}
+            Err((Halfway::Written, e)) => return Err(e),
+            Err((Halfway::Named, e)) => {
+                let cause = e.to_string();
+                self.wal.poison(&cause);
+                return Err(Error::Poisoned { cause });
             }
-            return Err(e);
         }
         *manifest = next.clone();
         let older = manifest::file_name(manifest.generation.saturating_sub(2));
