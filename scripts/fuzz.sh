@@ -6,11 +6,12 @@
 #
 # SECONDS: of each target, 20 when left out; TARGET: only these. It begins with the inputs of fuzz/corpus; what it finds
 # besides is kept in fuzz/found, which is not checked in, so that a longer run goes on where the last one ended. An input
-# that fails lies in fuzz/artifacts afterwards. MINIMISE=1 makes fuzz/corpus anew from what was found.
+# that fails lies in fuzz/artifacts afterwards. MINIMISE=1 makes fuzz/corpus anew from what was found. SEED: what chance begins
+# with, so that two runs of the same program try about the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-20}
-[[ $seconds =~ ^[0-9]+$ ]] || { sed -n 2,10p "$0" >&2; exit 2; }
+[[ $seconds =~ ^[0-9]+$ ]] || { sed -n 2,11p "$0" >&2; exit 2; }
 shift $(($# > 0 ? 1 : 0))
 targets=("$@")
 [ $# -gt 0 ] || targets=(wal segment manifest frame filter operations)
@@ -41,7 +42,7 @@ for target in "${targets[@]}"; do
     log=fuzz/found/$target.log
     # New inputs go into the first folder.
     if ! "$programs/$target" "${limits[@]}" -max_total_time="$seconds" -print_final_stats=1 \
-        -artifact_prefix="fuzz/artifacts/$target/" "fuzz/found/$target" "fuzz/corpus/$target" >"$log" 2>&1; then
+        -seed="${SEED:-0}" -artifact_prefix="fuzz/artifacts/$target/" "fuzz/found/$target" "fuzz/corpus/$target" >"$log" 2>&1; then
         failed=1
         echo "$target: FAILED; the input lies in fuzz/artifacts/$target" >&2
         grep -v '^#[0-9]' "$log" | tail -n 60 >&2

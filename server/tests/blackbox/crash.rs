@@ -17,6 +17,8 @@ use crate::data::{Rng, T0, eventually, found, list_all, seqs, space, vector};
 
 /// How often the daemon is killed where `FLASHBULB_KILLS` says nothing.
 const ROUNDS: usize = 16;
+/// After so many a new store begins, with other writers: checking all of an old one takes ever longer.
+const ROUNDS_OF_A_STORE: usize = 100;
 const WRITERS: usize = 4;
 /// All writers write here as well as into a space of their own.
 const SHARED_SPACE: &str = "crash-shared";
@@ -53,10 +55,10 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(number: usize) -> Self {
+    fn new(number: usize, seed: u64) -> Self {
         Self {
             number,
-            rng: Rng::new(900 + number as u64),
+            rng: Rng::new(900 + number as u64 + 1000 * seed),
             spaces: [space("crash-own"), SHARED_SPACE.to_owned()],
             known: Default::default(),
             in_flight: Vec::new(),
@@ -272,14 +274,31 @@ fn check_order(conn: &mut Conn, space: &str) {
 #[test]
 fn nothing_acknowledged_is_lost_by_kill_9() {
     let asked = std::env::var("FLASHBULB_KILLS").ok();
-    let rounds = asked.map_or(ROUNDS, |n| n.parse().expect("FLASHBULB_KILLS is a number"));
+    let kills = asked.map_or(ROUNDS, |n| n.parse().expect("FLASHBULB_KILLS is a number"));
+    // Several long runs beside each other take seeds of their own.
+    let seed = std::env::var("FLASHBULB_KILLS_SEED").ok();
+    let seed: u64 = seed.map_or(0, |n| n.parse().expect("FLASHBULB_KILLS_SEED is a number"));
+    let (mut done, mut acked) = (0, 0);
+    for store in 0.. {
+        if done == kills {
+            break;
+        }
+        let rounds = ROUNDS_OF_A_STORE.min(kills - done);
+        acked += kill_often(rounds, seed + store);
+        done += rounds;
+        println!("{done} kills, {acked} changes acknowledged, none lost");
+    }
+}
+
+/// Kills the daemon of one store so often under load; returns how many changes it acknowledged.
+fn kill_often(rounds: usize, seed: u64) -> usize {
     let mut daemon = Daemon::start();
-    let mut writers: Vec<Writer> = (0..WRITERS).map(Writer::new).collect();
-    let mut rng = Rng::new(7);
+    let mut writers: Vec<Writer> = (0..WRITERS).map(|number| Writer::new(number, seed)).collect();
+    let mut rng = Rng::new(7 + 1000 * seed);
     for round in 0..rounds {
         let stop = AtomicBool::new(false);
         let pause = Duration::from_millis(20 + rng.below(380) as u64);
-        println!("round {round}: kill after {pause:?}");
+        println!("store {seed}, round {round}: kill after {pause:?}");
         thread::scope(|scope| {
             for writer in &mut writers {
                 let (conn, stop) = (daemon.conn(), &stop);
@@ -304,11 +323,11 @@ fn nothing_acknowledged_is_lost_by_kill_9() {
         acked > 10 * rounds,
         "only {acked} changes were acknowledged: the test did not load the daemon"
     );
-    println!("{rounds} kills, {acked} changes acknowledged, none lost");
     let mut conn = daemon.conn();
     check_order(&mut conn, SHARED_SPACE);
     writers.iter().for_each(|w| check_order(&mut conn, &w.spaces[0]));
     check_embedded(&mut conn, &writers);
+    acked
 }
 
 /// Texts acknowledged without a vector are embedded in the end, although the daemon died many times since.
