@@ -43,6 +43,19 @@ impl Corpus {
     /// # Errors
     /// If the file cannot be read or is empty.
     pub fn read(data: Option<&Path>, memories: usize, seed: u64) -> Result<Corpus, Failure> {
+        Corpus::read_keeping(data, memories, seed, HELD_OUT)
+    }
+
+    /// As [`Corpus::read`], with so many lines kept for queries where the memories would take all.
+    ///
+    /// # Errors
+    /// As with [`Corpus::read`].
+    pub fn read_keeping(
+        data: Option<&Path>,
+        memories: usize,
+        seed: u64,
+        held_out: usize,
+    ) -> Result<Corpus, Failure> {
         let (lines, source, sha256) = match data {
             Some(path) => {
                 let lines = read_lines(path)?;
@@ -50,7 +63,7 @@ impl Corpus {
                 (lines, name, sha256(path)?.0)
             }
             None => {
-                let lines = generated(memories + HELD_OUT, seed);
+                let lines = generated(memories + held_out, seed);
                 let sum = hex(&Sha256::digest(lines.join("\n").as_bytes()));
                 (lines, format!("generated sentences, seed {seed}"), sum)
             }
@@ -58,7 +71,7 @@ impl Corpus {
         if lines.len() < 20 {
             return Err(format!("{source} has {} lines, that is too few", lines.len()).into());
         }
-        let kept = HELD_OUT.min(lines.len() / 10);
+        let kept = held_out.min(lines.len() / 10);
         let base = memories.min(lines.len() - kept);
         Ok(Corpus { lines, base, memories, source, sha256 })
     }

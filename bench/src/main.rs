@@ -5,12 +5,14 @@
 //! service's frames in its own process, and opens a store only while no daemon has it.
 
 mod analysis;
+mod ann;
 mod bare;
 mod caller;
 mod compare;
 mod daemon;
 mod data;
 mod durable;
+mod environment;
 mod feed;
 mod fill;
 mod load;
@@ -55,6 +57,11 @@ enum Command {
     Durable(Box<durable::Options>),
     /// From kill -9 in the middle of adds to the first answer of the next daemon
     Recover(recover::Options),
+    /// Recall against queries a second of the vector index and of libraries, side by side
+    Ann(Box<ann::Options>),
+    /// A process with one index in it, which `ann` speaks to
+    #[command(hide = true)]
+    AnnWorker,
     /// Import, search, recall, start-up and memory of the daemon, at each size
     Service(service::Options),
     /// The embedding model alone: one thread in a loop, and at the rate of a user
@@ -108,6 +115,8 @@ fn main() -> std::process::ExitCode {
         Command::Peers(options) => peers::run(&options),
         Command::Durable(options) => durable::run(&options),
         Command::Recover(options) => recover::run(&options),
+        Command::Ann(options) => ann::run(&options),
+        Command::AnnWorker => ann::worker::run(),
         Command::Service(options) => service::run(&options),
         Command::Bare(options) => bare::run(&options),
     };
@@ -128,9 +137,17 @@ mod tests {
     fn the_command_line_is_sound_and_its_defaults_are_read() {
         use clap::CommandFactory;
         Args::command().debug_assert();
-        for line in
-            ["load", "service", "bare", "report a", "compare a b", "peers", "durable", "recover"]
-        {
+        for line in [
+            "load",
+            "service",
+            "bare",
+            "report a",
+            "compare a b",
+            "peers",
+            "durable",
+            "recover",
+            "ann",
+        ] {
             let words = ["flashbulb-bench"].into_iter().chain(line.split(' '));
             assert!(Args::try_parse_from(words).is_ok(), "{line}");
         }

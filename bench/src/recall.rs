@@ -39,6 +39,11 @@ impl Rows {
         &self.rows
     }
 
+    /// The vectors, given back.
+    pub fn into_values(self) -> Vec<f32> {
+        self.rows
+    }
+
     /// Whose each vector is.
     pub fn owners(&self) -> &[Seq] {
         &self.owners

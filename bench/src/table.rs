@@ -11,20 +11,7 @@ pub struct Table {
 impl Table {
     /// Columns that line up.
     pub fn plain(&self) -> String {
-        let width = |c: usize| {
-            let cells = self.rows.iter().map(|r| r[c].chars().count());
-            cells.chain([self.head[c].chars().count()]).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
-        let line = |cells: &mut dyn Iterator<Item = &str>| {
-            let padded: Vec<String> = cells.zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
-            format!("{}\n", padded.join("  ").trim_end())
-        };
-        let mut out = line(&mut self.head.iter().copied());
-        for row in &self.rows {
-            out += &line(&mut row.iter().map(String::as_str));
-        }
-        out
+        plain(&self.head, &self.rows)
     }
 
     /// As a fragment of Markdown.
@@ -39,6 +26,24 @@ impl Table {
         }
         out
     }
+}
+
+/// Columns that line up; every row has as many cells as the head.
+pub fn plain(head: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |c: usize| {
+        let cells = rows.iter().map(|r| r[c].chars().count());
+        cells.chain([head[c].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> = cells.zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
+        format!("{}\n", padded.join("  ").trim_end())
+    };
+    let mut out = line(&mut head.iter().copied());
+    for row in rows {
+        out += &line(&mut row.iter().map(String::as_str));
+    }
+    out
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@
 //! Peers embed with the f32 graph that Flashbulb compiles: ONNX Runtime as it is published runs it. The int8 graph needs an
 //! operator of Flashbulb's own and is for Flashbulb alone, so Flashbulb is measured in f32 too.
 
-mod environment;
 mod process;
 mod result;
 mod show;
@@ -20,14 +19,22 @@ use flashbulb::embed::Precision;
 use flashbulb::provision::{self, Drawn, Provisioned};
 
 use crate::data::{Corpus, QUERY_TOKENS};
+use crate::environment::{self, Environment};
 use crate::machine::Machine;
 use crate::run::Data;
 use crate::{Common, Failure, daemon, setup};
-use environment::Environment;
 use result::{Comparison, Found, SCHEMA, Scenario};
 use system::{Embedding, Kind, ModelFiles, Source, System, Vectored};
 use turns::Turns;
 
+/// What is installed for the peers.
+const PINS: [(&str, &str); 5] = [
+    ("chromadb", "1.5.9"),
+    ("lancedb", "0.40.0"),
+    ("numpy", "2.4.6"),
+    ("onnxruntime", "1.32.0"),
+    ("tokenizers", "0.23.3"),
+];
 /// Texts whose vectors are compared before anything is measured.
 const MODEL_CHECKS: usize = 20;
 /// A peer whose vectors are further from ours than this embeds with another model.
@@ -132,8 +139,8 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     if let Some(out) = &options.out {
         std::fs::create_dir_all(out).map_err(|e| format!("cannot make {}: {e}", out.display()))?;
     }
-    let dir = options.env.clone().map_or_else(environment::default_dir, Ok)?;
-    let environment = environment::ensure(&options.python, &dir)?;
+    let dir = options.env.clone().map_or_else(|| environment::default_dir("peers"), Ok)?;
+    let environment = environment::ensure(&options.python, &dir, &PINS)?;
     show::print_environment(&environment, &dir);
     let common = &options.common;
     let corpus = Corpus::read(common.data.as_deref(), options.memories, common.seed)?;

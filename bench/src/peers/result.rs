@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::environment::Environment;
+use crate::environment::Environment;
 use crate::machine::Machine;
 use crate::run::{Beside, Data, Load, Memory, Program};
 

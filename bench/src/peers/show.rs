@@ -4,9 +4,9 @@
 
 use std::path::Path;
 
-use super::environment::Environment;
 use super::result::{Comparison, Found, Row};
 use crate::Failure;
+use crate::environment::Environment;
 use crate::load::outcome::misses_line;
 use crate::report::text::{self, ms};
 use crate::run::{Beside, Memory, thousands};

@@ -4,12 +4,12 @@
 //! The page needs no network: pictures are SVG within it, and it has no scripts. A figure of a void row is marked wherever
 //! it stands.
 
-mod charts;
+pub mod charts;
 pub mod log;
 mod sections;
 mod tables;
 pub mod text;
-mod view;
+pub mod view;
 
 use std::path::{Path, PathBuf};
 

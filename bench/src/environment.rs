@@ -1,4 +1,4 @@
-//! A Python environment with the peers in it, by their package names and pinned versions.
+//! A Python environment with others' programs in it, by their package names and pinned versions.
 //!
 //! Invariant: an environment is used only if its marker names exactly the wanted packages; the marker is written last, so
 //! an interrupted installation is never taken for a whole one. Must not know what the packages are for.
@@ -11,16 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 
-/// What is installed. What these packages need besides is chosen by pip, and stands in the report.
-const PINS: [(&str, &str); 5] = [
-    ("chromadb", "1.5.9"),
-    ("lancedb", "0.40.0"),
-    ("numpy", "2.4.6"),
-    ("onnxruntime", "1.32.0"),
-    ("tokenizers", "0.23.3"),
-];
+/// Packages by name and version. What they need besides is chosen by pip, and stands in the report.
+pub type Pins = [(&'static str, &'static str)];
+
 /// The file that says what an environment holds.
-const MARKER: &str = "flashbulb-bench-peers.json";
+const MARKER: &str = "flashbulb-bench-environment.json";
 /// How many of pip's last lines an error shows.
 const LINES_SHOWN: usize = 8;
 
@@ -44,29 +39,29 @@ struct Marker {
     made_with: PathBuf,
 }
 
-fn pins() -> Vec<String> {
-    PINS.iter().map(|(name, version)| format!("{name}=={version}")).collect()
+fn written(pins: &Pins) -> Vec<String> {
+    pins.iter().map(|(name, version)| format!("{name}=={version}")).collect()
 }
 
-/// The folder that is used where none is named: `$XDG_CACHE_HOME/flashbulb-bench/peers`, or the same under `~/.cache`.
+/// The folder that is used where none is named: `$XDG_CACHE_HOME/flashbulb-bench/NAME`, or the same under `~/.cache`.
 ///
 /// # Errors
 /// If neither `XDG_CACHE_HOME` nor `HOME` is an absolute path.
-pub fn default_dir() -> Result<PathBuf, Failure> {
+pub fn default_dir(name: &str) -> Result<PathBuf, Failure> {
     let var = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache")));
     let base = base.ok_or("neither XDG_CACHE_HOME nor HOME is set; name a folder with --env")?;
-    Ok(base.join("flashbulb-bench/peers"))
+    Ok(base.join("flashbulb-bench").join(name))
 }
 
-/// The environment in `dir`, made with `python` if it is not there.
+/// The environment in `dir` with `pins`, made with `python` if it is not there.
 ///
 /// # Errors
 /// If `dir` holds something else, or what Python and pip say.
-pub fn ensure(python: &Path, dir: &Path) -> Result<Environment, Failure> {
+pub fn ensure(python: &Path, dir: &Path, pins: &Pins) -> Result<Environment, Failure> {
     let inside = dir.join("bin/python");
     let marker = dir.join(MARKER);
-    let wanted = Marker { pins: pins(), made_with: python.to_owned() };
+    let wanted = Marker { pins: written(pins), made_with: python.to_owned() };
     let made_in_s = if is_there(dir, &marker, &wanted)? {
         None
     } else {
@@ -151,11 +146,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    const PINS: [(&str, &str); 2] = [("numpy", "2.4.6"), ("tokenizers", "0.23.3")];
+
     #[test]
     fn only_a_finished_environment_of_these_versions_is_used() {
         let dir = tempfile::tempdir().unwrap();
         let marker = dir.path().join(MARKER);
-        let wanted = Marker { pins: pins(), made_with: "python3".into() };
+        let wanted = Marker { pins: written(&PINS), made_with: "python3".into() };
         let there = || is_there(dir.path(), &marker, &wanted);
         assert!(!there().unwrap(), "an empty folder");
         std::fs::write(dir.path().join("notes.txt"), "mine").unwrap();
@@ -172,7 +169,8 @@ mod tests {
     #[test]
     fn a_python_that_is_not_there_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let error = ensure(Path::new("/nowhere/python3"), &dir.path().join("env")).unwrap_err();
+        let error =
+            ensure(Path::new("/nowhere/python3"), &dir.path().join("env"), &PINS).unwrap_err();
         assert!(error.to_string().contains("cannot run /nowhere/python3"), "{error}");
     }
 }
