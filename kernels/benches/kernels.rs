@@ -12,7 +12,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use flashbulb_kernels::encoder::{
     Activation, Layer, LayerParts, LayerShape, Matrix, Norm, Packed, Scratch, Team, pack,
 };
-use flashbulb_kernels::{Kernels, available_levels};
+use flashbulb_kernels::{Kernels, SIGN_ROWS, SignTable, available_levels, pack_signs, sign_bytes};
 
 const DIMENSION: usize = 384;
 const ROWS: usize = 4096;
@@ -61,6 +61,24 @@ fn single_vectors(criterion: &mut Criterion) {
         });
         group.finish();
     }
+}
+
+fn signs(criterion: &mut Criterion) {
+    let state = &mut 7;
+    let mut packed = vec![0; sign_bytes(DIMENSION)];
+    (0..SIGN_ROWS).for_each(|row| pack_signs(row, &values(DIMENSION, state), &mut packed));
+    let (query, mut table) = (values(DIMENSION, state), SignTable::default());
+    table.set(&query);
+    let mut out = [0; SIGN_ROWS];
+    let mut group = criterion.benchmark_group("signs");
+    group.bench_function("table", |bencher| bencher.iter(|| table.set(black_box(&query))));
+    group.throughput(Throughput::Bytes(packed.len() as u64));
+    for kernels in levels() {
+        group.bench_function(BenchmarkId::new("sums", kernels.level()), |bencher| {
+            bencher.iter(|| kernels.sign_sums(&table, black_box(&packed), black_box(&mut out)));
+        });
+    }
+    group.finish();
 }
 
 fn rows(criterion: &mut Criterion) {
@@ -210,5 +228,5 @@ fn evict(large: &mut [u8]) {
     large.iter_mut().step_by(64).for_each(|byte| *byte = byte.wrapping_add(1));
 }
 
-criterion_group!(benches, single_vectors, rows, scattered, encoder);
+criterion_group!(benches, single_vectors, signs, rows, scattered, encoder);
 criterion_main!(benches);

@@ -1,5 +1,5 @@
-//! Kernels of Flashbulb: products and norms of f32 vectors, exact products of i8 codes, quantisation
-//! with an error bound, a bounded top-k, an encoder layer in int8, and a list of the GPU adapters.
+//! Kernels of Flashbulb: products and norms of f32 vectors, exact products of i8 codes, sums by the signs of 32
+//! rows at once, quantisation with an error bound, a bounded top-k, an encoder layer in int8, and a list of the GPU adapters.
 //!
 //! Each kernel exists in portable Rust ([`SimdLevel::Scalar`], the oracle of the tests) and for the
 //! SIMD levels of x86-64 and AArch64. [`Kernels::detect`] chooses once per process. All distances
@@ -30,10 +30,12 @@ pub mod gpu;
 mod neon;
 mod scalar;
 mod selftest;
+mod signs;
 mod topk;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use signs::{SIGN_ROWS, SignTable, pack_signs, sign_bytes};
 pub use topk::TopK;
 
 /// The longest i8 vectors whose product surely fits i32: 131,071 · (−128)² < 2^31.
@@ -249,6 +251,17 @@ impl Kernels {
             return;
         }
         dispatch!(self, dot_i8_rows(query, rows, out))
+    }
+
+    /// For each of 32 rows, the sum of the table's bytes that its signs choose; [`SignTable::value`] says what it stands for. Exact.
+    ///
+    /// # Panics
+    /// If `packed` is not [`sign_bytes`] of the query's length long.
+    #[inline]
+    pub fn sign_sums(&self, table: &SignTable, packed: &[u8], out: &mut [u32; SIGN_ROWS]) {
+        let table = table.bytes();
+        assert_eq!(table.len(), packed.len(), "query and signs of different lengths");
+        dispatch!(self, sign_sums(table, packed, out));
     }
 
     /// Symmetric quantisation to i8 in −127..=127: the largest magnitude becomes ±127, values are

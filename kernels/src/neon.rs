@@ -1,4 +1,4 @@
-//! Kernels for AArch64 NEON: 128-bit registers. Only the products; the rest of the level is the
+//! Kernels for AArch64 NEON: 128-bit registers. Only the products and the sums by signs; the rest of the level is the
 //! scalar code, which the compiler vectorises for NEON by itself.
 //!
 //! This file has neither been compiled nor run: no AArch64 machine or target was at hand. The
@@ -8,12 +8,15 @@
 //! come from.
 
 use std::arch::aarch64::{
-    float32x4_t, int8x16_t, int32x4_t, vaddq_f32, vaddq_s32, vaddvq_f32, vaddvq_s32, vdupq_n_f32,
-    vdupq_n_s32, vfmaq_f32, vget_low_s8, vld1q_f32, vld1q_s8, vmull_high_s8, vmull_s8, vpadalq_s16,
-    vsubq_f32,
+    float32x4_t, int8x16_t, int32x4_t, uint8x16_t, vaddq_f32, vaddq_s32, vaddvq_f32, vaddvq_s32,
+    vaddw_high_u8, vaddw_u8, vandq_u8, vdupq_n_f32, vdupq_n_s32, vdupq_n_u8, vdupq_n_u16,
+    vfmaq_f32, vget_low_s8, vget_low_u8, vld1q_f32, vld1q_s8, vld1q_u8, vmull_high_s8, vmull_s8,
+    vpadalq_s16, vqtbl1q_u8, vshrq_n_u8, vst1q_u16, vsubq_f32,
 };
 
+use crate::SIGN_ROWS;
 use crate::scalar::{self, Step};
+use crate::signs::{GROUP_BYTES, GROUPS_IN_U16};
 
 #[inline]
 #[target_feature(enable = "neon")]
@@ -111,4 +114,37 @@ pub(crate) fn max_magnitude_bits(v: &[f32]) -> u32 {
 #[target_feature(enable = "neon")]
 pub(crate) fn encode_i8(src: &[f32], dst: &mut [i8], step: Step) -> f64 {
     scalar::encode_i8(src, dst, step)
+}
+
+/// 16 sums of a table, or four bits of 32 rows.
+#[inline]
+#[target_feature(enable = "neon")]
+fn load_group(source: &[u8; GROUP_BYTES]) -> uint8x16_t {
+    // SAFETY: the array holds the 16 bytes read; the load needs no alignment.
+    unsafe { vld1q_u8(source.as_ptr()) }
+}
+
+#[target_feature(enable = "neon")]
+pub(crate) fn sign_sums(table: &[u8], packed: &[u8], out: &mut [u32; SIGN_ROWS]) {
+    out.fill(0);
+    let most = GROUPS_IN_U16 * GROUP_BYTES;
+    for (table, packed) in table.chunks(most).zip(packed.chunks(most)) {
+        let mut sums = [vdupq_n_u16(0); 4];
+        let groups = table.as_chunks().0.iter().zip(packed.as_chunks().0);
+        for (table, packed) in groups {
+            let (table, packed) = (load_group(table), load_group(packed));
+            let low = vqtbl1q_u8(table, vandq_u8(packed, vdupq_n_u8(0x0f)));
+            let high = vqtbl1q_u8(table, vshrq_n_u8::<4>(packed));
+            sums[0] = vaddw_u8(sums[0], vget_low_u8(low));
+            sums[1] = vaddw_high_u8(sums[1], low);
+            sums[2] = vaddw_u8(sums[2], vget_low_u8(high));
+            sums[3] = vaddw_high_u8(sums[3], high);
+        }
+        for (out, sum) in out.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
+            let mut eight = [0u16; 8];
+            // SAFETY: the array holds the 16 bytes written; the store needs no alignment.
+            unsafe { vst1q_u16(eight.as_mut_ptr(), sum) };
+            out.iter_mut().zip(eight).for_each(|(out, sum)| *out += u32::from(sum));
+        }
+    }
 }

@@ -6,7 +6,7 @@
 use crate::encoder::{
     Activation, Layer, LayerParts, LayerShape, Matrix, Norm, PAIR_MAX, Scratch, Team, pack,
 };
-use crate::{Kernels, SimdLevel};
+use crate::{Kernels, SIGN_ROWS, SignTable, SimdLevel, pack_signs, sign_bytes};
 
 /// Covers a block of each kernel and a rest.
 const LEN: usize = 643;
@@ -31,7 +31,7 @@ fn codes(len: usize, most: i8, state: &mut u64) -> Vec<i8> {
 pub(crate) fn agrees(level: SimdLevel) -> bool {
     let kernels = Kernels { level };
     let scalar = Kernels { level: SimdLevel::Scalar };
-    products_agree(kernels, scalar) && layers_agree(kernels, scalar)
+    products_agree(kernels, scalar) && signs_agree(kernels, scalar) && layers_agree(kernels, scalar)
 }
 
 fn products_agree(kernels: Kernels, scalar: Kernels) -> bool {
@@ -54,6 +54,20 @@ fn products_agree(kernels: Kernels, scalar: Kernels) -> bool {
         && kernels.dot_i8(&x, &y) == exact
         && kernels.dot_i8_x4(&x, [&y, &x, &y, &x]) == [exact, rows[1], exact, rows[1]]
         && rows == [exact, scalar.dot_i8(&x, &x)]
+}
+
+fn signs_agree(kernels: Kernels, scalar: Kernels) -> bool {
+    /// Sums beyond 16 bits, and a rest for each register size.
+    const LONG: usize = 1100;
+    let state = &mut 0x51675;
+    let mut packed = vec![0; sign_bytes(LONG)];
+    (0..SIGN_ROWS).for_each(|row| pack_signs(row, &values(LONG, state), &mut packed));
+    let mut table = SignTable::default();
+    table.set(&values(LONG, state));
+    let (mut found, mut wanted) = ([0; SIGN_ROWS], [0; SIGN_ROWS]);
+    kernels.sign_sums(&table, &packed, &mut found);
+    scalar.sign_sums(&table, &packed, &mut wanted);
+    found == wanted
 }
 
 fn layers_agree(kernels: Kernels, scalar: Kernels) -> bool {

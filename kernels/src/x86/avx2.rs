@@ -5,20 +5,25 @@
 //! multiplied, since `vpmaddubsw` saturates. It must not know where its vectors come from.
 
 use std::arch::x86_64::{
-    __m128d, __m128i, __m256, __m256d, __m256i, _mm_add_epi32, _mm_add_pd, _mm_add_ps, _mm_add_sd,
-    _mm_add_ss, _mm_cvtsd_f64, _mm_cvtsi128_si32, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehdup_ps,
-    _mm_movehl_ps, _mm_shuffle_epi32, _mm_storeu_si128, _mm_unpackhi_pd, _mm256_add_epi32,
+    __m128d, __m128i, __m256, __m256d, __m256i, _mm_add_epi16, _mm_add_epi32, _mm_add_pd,
+    _mm_add_ps, _mm_add_sd, _mm_add_ss, _mm_cvtsd_f64, _mm_cvtsi128_si32, _mm_cvtss_f32,
+    _mm_loadu_si128, _mm_movehdup_ps, _mm_movehl_ps, _mm_shuffle_epi32, _mm_storeu_si128,
+    _mm_unpackhi_epi16, _mm_unpackhi_pd, _mm_unpacklo_epi16, _mm256_add_epi16, _mm256_add_epi32,
     _mm256_add_pd, _mm256_add_ps, _mm256_and_si256, _mm256_castpd256_pd128, _mm256_castps_si256,
     _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps,
-    _mm256_cvtps_epi32, _mm256_cvtps_pd, _mm256_extractf128_pd, _mm256_extractf128_ps,
-    _mm256_extracti128_si256, _mm256_fmadd_pd, _mm256_fmadd_ps, _mm256_fnmadd_pd,
-    _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_max_epu32, _mm256_mul_ps,
-    _mm256_packs_epi16, _mm256_packs_epi32, _mm256_permutevar8x32_epi32, _mm256_set1_epi32,
-    _mm256_set1_pd, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_pd, _mm256_setzero_ps,
-    _mm256_setzero_si256, _mm256_storeu_si256, _mm256_sub_ps,
+    _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_cvtps_pd, _mm256_extractf128_pd,
+    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_pd, _mm256_fmadd_ps,
+    _mm256_fnmadd_pd, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_max_epu32, _mm256_mul_ps, _mm256_packs_epi16, _mm256_packs_epi32,
+    _mm256_permutevar8x32_epi32, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_pd,
+    _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_si256,
+    _mm256_sub_epi16, _mm256_sub_ps,
 };
 
+use crate::SIGN_ROWS;
 use crate::scalar::{self, Step};
+use crate::signs::{GROUP_BYTES, GROUPS_IN_U16};
 
 /// Eight registers in flight: two fused multiply-adds a cycle at a latency of four.
 const F32_REGISTERS: usize = 8;
@@ -256,4 +261,57 @@ pub(crate) fn encode_i8(src: &[f32], dst: &mut [i8], step: Step) -> f64 {
     let low = _mm256_add_pd(sums[0], sums[1]);
     let high = _mm256_add_pd(sums[2], sums[3]);
     sum_f64(_mm256_add_pd(low, high)) + scalar::encode_i8(src_tail, dst_tail, step)
+}
+
+/// Two groups of rows or of a table; of the last ones, one and zeros.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn load_groups(source: &[u8]) -> __m256i {
+    let mut padded = [0u8; 32];
+    let source = source.first_chunk::<32>().unwrap_or_else(|| {
+        padded[..source.len()].copy_from_slice(source);
+        &padded
+    });
+    // SAFETY: the array holds the 32 bytes read; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(source.as_ptr().cast::<__m256i>()) }
+}
+
+/// Adds the two lanes of u16 sums of bytes, the even rows' and the odd ones', and puts the rows in order, as u32.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn rows_of(all: __m256i, odd: __m256i) -> [__m256i; 2] {
+    let two =
+        |v: __m256i| _mm_add_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+    // All has the odd bytes' sum in its upper half, modulo 2^16.
+    let even = two(_mm256_sub_epi16(all, _mm256_slli_epi16::<8>(odd)));
+    let odd = two(odd);
+    [_mm_unpacklo_epi16(even, odd), _mm_unpackhi_epi16(even, odd)].map(|v| _mm256_cvtepu16_epi32(v))
+}
+
+#[target_feature(enable = "avx2,fma")]
+pub(crate) fn sign_sums(table: &[u8], packed: &[u8], out: &mut [u32; SIGN_ROWS]) {
+    let nibble = _mm256_set1_epi8(0x0f);
+    let mut sums = [[_mm256_setzero_si256(); 2]; 2];
+    let most = GROUPS_IN_U16 * GROUP_BYTES;
+    for (table, packed) in table.chunks(most).zip(packed.chunks(most)) {
+        let mut all = [_mm256_setzero_si256(); 2];
+        let mut odd = all;
+        for (table, packed) in table.chunks(32).zip(packed.chunks(32)) {
+            let (table, packed) = (load_groups(table), load_groups(packed));
+            let halves = [packed, _mm256_srli_epi16::<4>(packed)];
+            for ((all, odd), half) in all.iter_mut().zip(&mut odd).zip(halves) {
+                let found = _mm256_shuffle_epi8(table, _mm256_and_si256(half, nibble));
+                *all = _mm256_add_epi16(*all, found);
+                *odd = _mm256_add_epi16(*odd, _mm256_srli_epi16::<8>(found));
+            }
+        }
+        for ((sum, all), odd) in sums.iter_mut().zip(all).zip(odd) {
+            let [first, second] = rows_of(all, odd);
+            *sum = [_mm256_add_epi32(sum[0], first), _mm256_add_epi32(sum[1], second)];
+        }
+    }
+    for (out, sum) in out.as_chunks_mut::<8>().0.iter_mut().zip(sums.into_iter().flatten()) {
+        // SAFETY: the array holds the 32 bytes written; the store needs no alignment.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast::<__m256i>(), sum) };
+    }
 }

@@ -8,18 +8,24 @@
 //! know where its vectors come from.
 
 use std::arch::x86_64::{
-    __m128i, __m512, __m512d, __m512i, __mmask16, __mmask64, _mm_storeu_si128, _mm512_add_pd,
+    __m128i, __m512, __m512d, __m512i, __mmask16, __mmask64, _mm_add_epi16, _mm_storeu_si128,
+    _mm_unpackhi_epi16, _mm_unpacklo_epi16, _mm256_add_epi16, _mm256_castsi256_si128,
+    _mm256_extracti128_si256, _mm256_set_m128i, _mm512_add_epi16, _mm512_add_epi32, _mm512_add_pd,
     _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
-    _mm512_castsi512_si256, _mm512_cvtepi32_pd, _mm512_cvtps_epi32, _mm512_cvtps_pd,
-    _mm512_cvtsepi32_epi8, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_pd,
-    _mm512_fmadd_ps, _mm512_fnmadd_pd, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_castsi512_si256, _mm512_cvtepi32_pd, _mm512_cvtepu16_epi32, _mm512_cvtps_epi32,
+    _mm512_cvtps_pd, _mm512_cvtsepi32_epi8, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64,
+    _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_fnmadd_pd, _mm512_loadu_ps, _mm512_loadu_si512,
     _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_ps, _mm512_max_epu32, _mm512_mul_ps,
     _mm512_reduce_add_epi32, _mm512_reduce_add_pd, _mm512_reduce_add_ps, _mm512_reduce_max_epu32,
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps, _mm512_setzero_pd,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_sub_ps, _mm512_xor_si512,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_f32x4,
+    _mm512_slli_epi16, _mm512_srli_epi16, _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_ps,
+    _mm512_xor_si512,
 };
 
+use crate::SIGN_ROWS;
 use crate::scalar::{self, Step};
+use crate::signs::{GROUP_BYTES, GROUPS_IN_U16};
 
 /// Four registers in flight cover the latency of the multiply-adds, which wait on two loads each.
 const F32_REGISTERS: usize = 4;
@@ -263,4 +269,56 @@ pub(crate) fn encode_i8(src: &[f32], dst: &mut [i8], step: Step) -> f64 {
     }
     let sum = _mm512_reduce_add_pd(_mm512_add_pd(sums[0], sums[1]));
     sum + scalar::encode_i8(src_tail, dst_tail, step)
+}
+
+/// Four groups of rows or of a table; of the last ones, fewer.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+fn load_groups(source: &[u8]) -> __m512i {
+    debug_assert!(source.len() <= 64);
+    let mask: __mmask64 = u64::MAX >> (64 - source.len());
+    // SAFETY: the mask has one bit for each element of the slice; lanes that are masked off are not read.
+    unsafe { _mm512_maskz_loadu_epi8(mask, source.as_ptr().cast::<i8>()) }
+}
+
+/// Adds the four lanes of u16 sums of bytes, the even rows' and the odd ones', and puts the rows in order, as u32.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+fn rows_of(all: __m512i, odd: __m512i) -> __m512i {
+    let four = |v: __m512i| {
+        let two = _mm256_add_epi16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v));
+        _mm_add_epi16(_mm256_castsi256_si128(two), _mm256_extracti128_si256::<1>(two))
+    };
+    // All has the odd bytes' sum in its upper half, modulo 2^16.
+    let even = four(_mm512_sub_epi16(all, _mm512_slli_epi16::<8>(odd)));
+    let odd = four(odd);
+    let (first, second) = (_mm_unpacklo_epi16(even, odd), _mm_unpackhi_epi16(even, odd));
+    _mm512_cvtepu16_epi32(_mm256_set_m128i(second, first))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(crate) fn sign_sums(table: &[u8], packed: &[u8], out: &mut [u32; SIGN_ROWS]) {
+    let nibble = _mm512_set1_epi8(0x0f);
+    let mut sums = [_mm512_setzero_si512(); 2];
+    let most = GROUPS_IN_U16 * GROUP_BYTES;
+    for (table, packed) in table.chunks(most).zip(packed.chunks(most)) {
+        let mut all = [_mm512_setzero_si512(); 2];
+        let mut odd = all;
+        for (table, packed) in table.chunks(64).zip(packed.chunks(64)) {
+            let (table, packed) = (load_groups(table), load_groups(packed));
+            let halves = [packed, _mm512_srli_epi16::<4>(packed)];
+            for ((all, odd), half) in all.iter_mut().zip(&mut odd).zip(halves) {
+                let found = _mm512_shuffle_epi8(table, _mm512_and_si512(half, nibble));
+                *all = _mm512_add_epi16(*all, found);
+                *odd = _mm512_add_epi16(*odd, _mm512_srli_epi16::<8>(found));
+            }
+        }
+        for ((sum, all), odd) in sums.iter_mut().zip(all).zip(odd) {
+            *sum = _mm512_add_epi32(*sum, rows_of(all, odd));
+        }
+    }
+    for (out, sum) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
+        // SAFETY: the array holds the 64 bytes written; the store needs no alignment.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast::<__m512i>(), sum) };
+    }
 }
