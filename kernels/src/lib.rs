@@ -28,6 +28,7 @@ pub mod encoder;
 pub mod gpu;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod rotation;
 mod scalar;
 mod selftest;
 mod signs;
@@ -35,6 +36,7 @@ mod topk;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use rotation::Rotation;
 pub use signs::{SIGN_ROWS, SignTable, pack_signs, sign_bytes};
 pub use topk::TopK;
 
