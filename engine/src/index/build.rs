@@ -1,7 +1,7 @@
 //! Moving vectors from the scanned tail into the graph, step by step, and repairing after deletes.
 //!
 //! Invariant: searches see either the graph before a step or after it, and both are whole.
-//! Must not know: who calls, or when.
+//! Must not know: who calls, or when, or what time it is.
 //!
 //! Dead nodes are walked through, which keeps every other node reachable but costs time. Once a
 //! third of the linked nodes is dead, a graph of the live ones is built beside the current one and
@@ -11,7 +11,6 @@ use super::graph::Graph;
 use super::insert::{GraphWriter, InsertScratch};
 use super::{GRAPH_FROM, VectorIndex};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 /// What a builder keeps between steps.
 #[derive(Debug)]
@@ -25,15 +24,14 @@ pub(super) struct Builder {
 }
 
 impl VectorIndex {
-    /// Works on the graph for about `budget`, at least one insertion; `true` if there is more to
-    /// do. One builder works at a time; searches and pushes go on beside it.
-    pub fn build_step(&self, budget: Duration) -> bool {
-        self.build_from(GRAPH_FROM, budget)
+    /// Works on the graph, at least one insertion, as long as `go_on` says, which is asked after each; `true` if there is more
+    /// to do. One builder works at a time; searches and pushes go on beside it.
+    pub fn build_step(&self, go_on: &mut dyn FnMut() -> bool) -> bool {
+        self.build_from(GRAPH_FROM, go_on)
     }
 
     /// As [`build_step`](Self::build_step), with a graph from so many live vectors on.
-    pub(super) fn build_from(&self, graph_from: u32, budget: Duration) -> bool {
-        let deadline = Instant::now() + budget;
+    pub(super) fn build_from(&self, graph_from: u32, go_on: &mut dyn FnMut() -> bool) -> bool {
         let mut slot = self.builder.lock();
         let builder = match &mut *slot {
             Some(builder) => builder,
@@ -55,17 +53,17 @@ impl VectorIndex {
                 }))
             }
         };
-        builder.step(self, deadline)
+        builder.step(self, go_on)
     }
 }
 
 impl Builder {
-    fn step(&mut self, index: &VectorIndex, deadline: Instant) -> bool {
+    fn step(&mut self, index: &VectorIndex, go_on: &mut dyn FnMut() -> bool) -> bool {
         if self.retired.as_ref().is_some_and(|graph| Arc::strong_count(graph) == 1) {
             self.retired = None;
         }
         let to = index.len();
-        if !grow(&mut self.current, to, index, deadline, &mut self.scratch) {
+        if !grow(&mut self.current, to, index, go_on, &mut self.scratch) {
             return true;
         }
         if self.repair.is_none() && needs_repair(index, &self.current.graph) {
@@ -74,7 +72,7 @@ impl Builder {
         let Some(repair) = &mut self.repair else {
             return false;
         };
-        if !grow(repair, to, index, deadline, &mut self.scratch) {
+        if !grow(repair, to, index, go_on, &mut self.scratch) {
             return true;
         }
         if let Some(repaired) = self.repair.take() {
@@ -86,18 +84,18 @@ impl Builder {
     }
 }
 
-/// Inserts vectors until `to` of them are in the graph; `false` if the deadline came first.
+/// Inserts vectors until `to` of them are in the graph; `false` if it was stopped before.
 fn grow(
     writer: &mut GraphWriter,
     to: u32,
     index: &VectorIndex,
-    deadline: Instant,
+    go_on: &mut dyn FnMut() -> bool,
     scratch: &mut InsertScratch,
 ) -> bool {
     let vectors = index.vectors.view();
     while writer.graph.len() < to {
         writer.insert(vectors, index.kernels, scratch);
-        if Instant::now() >= deadline {
+        if !go_on() {
             return writer.graph.len() >= to;
         }
     }

@@ -8,12 +8,14 @@ mod numbers;
 use std::collections::BTreeSet;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use flashbulb_kernels::Kernels;
 use hashbrown::hash_map::Entry;
 use hashbrown::{DefaultHashBuilder, HashMap};
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::index::{VectorIndex, VectorNo};
 use crate::op::{NewRecord, Rows};
@@ -430,15 +432,23 @@ impl Space {
         self.pending.lock().iter().take(limit).copied().map(Seq).collect()
     }
 
-    /// Waits until no live memory up to `seq` lacks vectors; `false` at the deadline.
-    pub(crate) fn wait_embedded(&self, seq: Seq, deadline: std::time::Instant) -> bool {
+    /// Waits until no live memory up to `seq` lacks vectors; `false` if one still does after `span`.
+    pub(crate) fn wait_embedded(&self, seq: Seq, clock: &dyn Clock, span: Duration) -> bool {
+        let until = clock.now() + span;
         let mut pending = self.pending.lock();
-        while pending.first().is_some_and(|first| *first <= seq.0) {
-            if self.embedded.wait_until(&mut pending, deadline).timed_out() {
-                return pending.first().is_none_or(|first| *first > seq.0);
+        loop {
+            if pending.first().is_none_or(|first| *first > seq.0) {
+                return true;
+            }
+            let left = until.saturating_sub(clock.now());
+            if left.is_zero() {
+                return false;
+            }
+            match clock.patience(left) {
+                Some(left) => drop(self.embedded.wait_for(&mut pending, left)),
+                None => self.embedded.wait(&mut pending),
             }
         }
-        true
     }
 
     /// Reads the record `no`, live or not, and hands it on; `None` if its bytes were given up after its death.

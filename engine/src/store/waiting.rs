@@ -2,7 +2,7 @@
 //!
 //! Invariant: a text is named here as long as it lives without vectors, also after a restart. Knows nothing of models.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use super::{Access, Store};
 use crate::error::Error;
@@ -63,7 +63,7 @@ impl Store {
         Ok((!rows.is_empty()).then_some(rows))
     }
 
-    /// Waits until every live memory up to `seq` is searchable; `false` at the deadline.
+    /// Waits until every live memory up to `seq` is searchable; `false` if one still is not after `span`.
     ///
     /// # Errors
     /// [`Error::NoSuchSpace`], also if the space is dropped meanwhile; [`Error::Closed`].
@@ -71,10 +71,10 @@ impl Store {
         &self,
         name: &SpaceName,
         seq: Seq,
-        deadline: Instant,
+        span: Duration,
     ) -> Result<bool, Error> {
         let space = self.space(name)?;
-        let done = space.wait_embedded(seq, deadline);
+        let done = space.wait_embedded(seq, &*self.clock, span);
         self.space(name).map(|_| done)
     }
 }

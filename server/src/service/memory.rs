@@ -204,7 +204,7 @@ fn wait_for(context: &Context, space: &SpaceName, seqs: &[Seq]) -> Result<(), Rp
         return Ok(());
     };
     loop {
-        let slice = deadline.min(Instant::now() + SLICE);
+        let slice = deadline.saturating_duration_since(Instant::now()).min(SLICE);
         match service.store.wait_searchable(space, last, slice) {
             Ok(true) => return Ok(()),
             // Dropped meanwhile: nothing is left to wait for.

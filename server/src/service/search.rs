@@ -191,7 +191,8 @@ fn wait_for(context: &Context, wanted: &Wanted, min_seq: Seq) -> Result<(), RpcE
     context.stop_counting();
     let service = &context.service;
     loop {
-        let slice = wanted.until.deadline.min(Instant::now() + SLICE);
+        let begun = Instant::now();
+        let slice = wanted.until.deadline.saturating_duration_since(begun).min(SLICE);
         let searchable =
             service.store.wait_searchable(&wanted.space, min_seq, slice).map_err(of_engine)?;
         let stats = service.store.space_stats(&wanted.space).map_err(of_engine)?;
@@ -205,7 +206,7 @@ fn wait_for(context: &Context, wanted: &Wanted, min_seq: Seq) -> Result<(), RpcE
             return Err(past_deadline("everything up to `min_seq` could be found"));
         }
         if searchable {
-            std::thread::sleep(slice.saturating_duration_since(Instant::now()));
+            std::thread::sleep(slice.saturating_sub(begun.elapsed()));
         }
     }
 }

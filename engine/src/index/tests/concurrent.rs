@@ -4,7 +4,7 @@
 //! Must not know: recall.
 
 use super::super::{Accept, Scratch, SearchParams, VectorIndex, VectorNo};
-use super::data::Rows;
+use super::data::{Rows, for_about};
 use flashbulb_kernels::Kernels;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -39,7 +39,7 @@ fn searches_beside_writers_return_what_is_there() {
         }
         let builder = scope.spawn(|| {
             while !done.load(Ordering::Acquire) {
-                if !index.build_step(Duration::from_millis(1)) {
+                if !index.build_step(&mut for_about(Duration::from_millis(1))) {
                     thread::yield_now();
                 }
             }
@@ -65,7 +65,8 @@ fn a_checkpoint_beside_a_builder_is_sound() {
     let rows = Rows::clustered(6_000, 16, 51);
     let index = rows.index();
     thread::scope(|scope| {
-        let builder = scope.spawn(|| while index.build_step(Duration::from_millis(2)) {});
+        let builder =
+            scope.spawn(|| while index.build_step(&mut for_about(Duration::from_millis(2))) {});
         let mut last = 0;
         while !builder.is_finished() {
             let mut bytes = Vec::new();

@@ -5,7 +5,7 @@
 use super::super::{Accept, RowSource, Scratch, SearchParams, SearchResult, VectorIndex, VectorNo};
 use flashbulb_kernels::Kernels;
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// splitmix64 (Steele, Lea & Flood 2014).
 pub(super) struct Rng(pub(super) u64);
@@ -135,7 +135,13 @@ pub(super) fn push_all<'a>(index: &VectorIndex, rows: impl Iterator<Item = &'a [
 
 /// Builds until there is nothing to do.
 pub(super) fn build(index: &VectorIndex) {
-    while index.build_step(Duration::from_secs(1)) {}
+    while index.build_step(&mut || true) {}
+}
+
+/// `true` for so long.
+pub(super) fn for_about(budget: Duration) -> impl FnMut() -> bool {
+    let end = Instant::now() + budget;
+    move || Instant::now() < end
 }
 
 pub(super) fn search(

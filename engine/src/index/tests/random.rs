@@ -3,7 +3,7 @@
 //! Invariant: exact searches agree with the list at every moment. Must not know: the graph.
 
 use super::super::{Accept, SearchParams, VectorIndex, VectorNo};
-use super::data::{Rng, Rows, assert_exact, exact, recall, search};
+use super::data::{Rng, Rows, assert_exact, exact, for_about, recall, search};
 use flashbulb_kernels::Kernels;
 use proptest::prelude::*;
 use std::time::Duration;
@@ -59,7 +59,7 @@ impl Pair {
             Step::Kill(_) => {}
             Step::Search(seed) => self.search(seed),
             Step::Build => {
-                self.index.build_from(1, Duration::from_micros(500));
+                self.index.build_from(1, &mut for_about(Duration::from_micros(500)));
             }
             Step::Reload => self.reload(),
         }

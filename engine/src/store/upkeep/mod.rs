@@ -138,14 +138,14 @@ impl Store {
                 unbuilt.iter().next().map(|(id, space)| (*id, space.upgrade()))
             };
             let Some((id, space)) = next else { return false };
-            let left = until.saturating_sub(self.clock.now());
-            if left.is_zero() {
+            let mut go_on = || self.clock.now() < until;
+            if !go_on() {
                 return true;
             }
             // Taken off the list before the step, so that a push during it puts the space back.
             self.unbuilt.lock().remove(&id);
             if let Some(space) = space
-                && space.index.build_step(left)
+                && space.index.build_step(&mut go_on)
             {
                 self.unbuilt.lock().entry(id).or_insert_with(|| Arc::downgrade(&space));
             }

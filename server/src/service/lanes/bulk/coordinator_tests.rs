@@ -119,8 +119,7 @@ impl Lane {
     }
 
     fn is_searchable(&self, name: &str, seq: Seq, within: Duration) -> bool {
-        let deadline = Instant::now() + within;
-        self.store.wait_searchable(&space(name), seq, deadline).unwrap()
+        self.store.wait_searchable(&space(name), seq, within).unwrap()
     }
 }
 
