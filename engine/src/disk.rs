@@ -229,12 +229,15 @@ pub(crate) fn create_dir_durably(disk: &dyn Disk, dir: &Path) -> io::Result<()> 
 }
 
 /// Makes durable that `dir` and those above it are there: an earlier process may have made them and been killed before it could. One
-/// that may not be opened is passed over, for nothing was made in it.
+/// that may not be opened, or whose file system knows no such sync (a read-only image's, /proc), is passed over.
 pub(crate) fn sync_above(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
     for above in dir.ancestors().skip(1) {
         let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
         match disk.sync_dir(above) {
-            Err(e) if e.kind() != io::ErrorKind::PermissionDenied => return Err(e),
+            Err(e) if !matches!(e.kind(), PermissionDenied | InvalidInput | Unsupported) => {
+                return Err(e);
+            }
             _ => {}
         }
     }
@@ -278,4 +281,18 @@ pub(crate) enum Halfway {
     Written,
     /// Giving it its name failed.
     Named,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Linux answers a sync of a folder in /proc, as of one in a read-only image, with `EINVAL`.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn folders_that_know_no_sync_are_passed_over() {
+        assert!(RealDisk.sync_dir(Path::new("/proc")).is_err(), "the test is about this");
+        assert!(sync_above(&RealDisk, Path::new("/proc/self/x")).is_ok());
+        assert!(sync_above(&RealDisk, Path::new("/no/such/folder")).is_err());
+    }
 }

@@ -45,7 +45,8 @@ impl Store {
     /// # Errors
     /// [`Error::Conflict`] for an id that is there already (with [`OnConflict::Error`]); [`Error::DuplicateInRequest`],
     /// [`Error::Invalid`], [`Error::TooLarge`], [`Error::DimMismatch`], [`Error::BadVector`] for what the items say;
-    /// [`Error::Busy`], [`Error::DiskFull`], [`Error::Poisoned`], [`Error::ReadOnly`], [`Error::Closed`].
+    /// [`Error::Corrupt`] if the memory that may have an id cannot be read; [`Error::Busy`], [`Error::DiskFull`], [`Error::Poisoned`],
+    /// [`Error::ReadOnly`], [`Error::Closed`].
     pub fn add(
         &self,
         name: &SpaceName,
