@@ -189,8 +189,9 @@ impl Conn {
     }
 }
 
+/// An answer line as JSON; a line that is none fails the test.
 #[track_caller]
-fn parse(line: &str) -> Value {
+pub fn parse(line: &str) -> Value {
     match serde_json::from_str(line) {
         Ok(value) => value,
         Err(e) => panic!("not JSON ({e}): {}", clip(line)),
