@@ -68,10 +68,12 @@ fn signs(criterion: &mut Criterion) {
     let mut packed = vec![0; sign_bytes(DIMENSION)];
     (0..SIGN_ROWS).for_each(|row| pack_signs(row, &values(DIMENSION, state), &mut packed));
     let (query, mut table) = (values(DIMENSION, state), SignTable::default());
-    table.set(&query);
+    table.set(&query, Kernels::detect());
     let mut out = [0; SIGN_ROWS];
     let mut group = criterion.benchmark_group("signs");
-    group.bench_function("table", |bencher| bencher.iter(|| table.set(black_box(&query))));
+    group.bench_function("table", |bencher| {
+        bencher.iter(|| table.set(black_box(&query), Kernels::detect()))
+    });
     group.throughput(Throughput::Bytes(packed.len() as u64));
     for kernels in levels() {
         group.bench_function(BenchmarkId::new("sums", kernels.level()), |bencher| {
@@ -102,7 +104,7 @@ fn walk(kernels: Kernels, query: &[i8], table: &[i8], ids: &[usize], ahead: usiz
     for step in (0..ids.len()).step_by(4) {
         if ahead > 0 {
             for id in ids.iter().skip(step + 4 * ahead).take(4) {
-                kernels.prefetch(row(*id));
+                flashbulb_kernels::prefetch(row(*id));
             }
         }
         let four = [ids[step], ids[step + 1], ids[step + 2], ids[step + 3]];

@@ -1,5 +1,6 @@
-//! Kernels of Flashbulb: products and norms of f32 vectors, exact products of i8 codes, sums by the signs of 32
-//! rows at once, quantisation with an error bound, a bounded top-k, an encoder layer in int8, and a list of the GPU adapters.
+//! Kernels of Flashbulb: products and norms of f32 vectors, exact products of i8 codes, sums by the signs of 32 rows
+//! at once and estimates from sketches of them, random rotations, quantisation with an error bound, a bounded top-k, an
+//! encoder layer in int8, and a list of the GPU adapters.
 //!
 //! Each kernel exists in portable Rust ([`SimdLevel::Scalar`], the oracle of the tests) and for the
 //! SIMD levels of x86-64 and AArch64. [`Kernels::detect`] chooses once per process. All distances
@@ -23,6 +24,30 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+/// Calls the function of the level's module.
+macro_rules! dispatch {
+    ($kernels:expr, $function:ident($($argument:expr),*)) => {
+        match $kernels.level {
+            #[cfg(target_arch = "x86_64")]
+            $crate::SimdLevel::Avx512 | $crate::SimdLevel::Amx => {
+                // SAFETY: a `Kernels` of these levels exists only where the features were detected.
+                unsafe { $crate::x86::avx512::$function($($argument),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::SimdLevel::Avx2 => {
+                // SAFETY: a `Kernels` of this level exists only where the features were detected.
+                unsafe { $crate::x86::avx2::$function($($argument),*) }
+            }
+            #[cfg(target_arch = "aarch64")]
+            $crate::SimdLevel::Neon => {
+                // SAFETY: a `Kernels` of this level exists only where the feature was detected.
+                unsafe { $crate::neon::$function($($argument),*) }
+            }
+            _ => $crate::scalar::$function($($argument),*),
+        }
+    };
+}
+
 pub mod encoder;
 #[cfg(feature = "gpu")]
 pub mod gpu;
@@ -32,12 +57,14 @@ mod rotation;
 mod scalar;
 mod selftest;
 mod signs;
+mod sketch;
 mod topk;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use rotation::Rotation;
 pub use signs::{SIGN_ROWS, SignTable, pack_signs, sign_bytes};
+pub use sketch::{Coded, clear_sketch, sketch_bytes};
 pub use topk::TopK;
 
 /// The longest i8 vectors whose product surely fits i32: 131,071 · (−128)² < 2^31.
@@ -51,7 +78,7 @@ const CACHE_LINE: usize = 64;
 pub enum SimdLevel {
     /// Portable Rust.
     Scalar,
-    /// x86-64 AVX2 and FMA.
+    /// x86-64 AVX2, FMA and F16C.
     Avx2,
     /// x86-64 AVX-512 F, BW, VL and VNNI.
     Avx512,
@@ -71,7 +98,11 @@ impl SimdLevel {
         match self {
             SimdLevel::Scalar => true,
             #[cfg(target_arch = "x86_64")]
-            SimdLevel::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            SimdLevel::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx512 => {
                 SimdLevel::Avx2.is_available()
@@ -127,30 +158,6 @@ pub struct I8Params {
 pub struct Kernels {
     /// Available on this processor; calling into its module rests on that.
     level: SimdLevel,
-}
-
-/// Calls the function of the level's module.
-macro_rules! dispatch {
-    ($kernels:expr, $function:ident($($argument:expr),*)) => {
-        match $kernels.level {
-            #[cfg(target_arch = "x86_64")]
-            SimdLevel::Avx512 | SimdLevel::Amx => {
-                // SAFETY: a `Kernels` of these levels exists only where the features were detected.
-                unsafe { x86::avx512::$function($($argument),*) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            SimdLevel::Avx2 => {
-                // SAFETY: a `Kernels` of this level exists only where the features were detected.
-                unsafe { x86::avx2::$function($($argument),*) }
-            }
-            #[cfg(target_arch = "aarch64")]
-            SimdLevel::Neon => {
-                // SAFETY: a `Kernels` of this level exists only where the feature was detected.
-                unsafe { neon::$function($($argument),*) }
-            }
-            _ => scalar::$function($($argument),*),
-        }
-    };
 }
 
 impl Kernels {
@@ -293,17 +300,19 @@ impl Kernels {
             }
         }
     }
+}
 
-    /// Hints the processor to load the first two cache lines of a row into its nearest cache. The
-    /// lines after them follow by the hardware's own prefetch once the row is read.
-    #[inline]
-    pub fn prefetch(&self, row: &[i8]) {
-        prefetch_line(row.as_ptr());
-        if row.len() > CACHE_LINE {
-            prefetch_line(row.as_ptr().wrapping_add(CACHE_LINE));
-        }
+/// Hints the processor to load values into its nearest cache: all of their cache lines, up to [`PREFETCH_LINES`].
+#[inline]
+pub fn prefetch<T>(values: &[T]) {
+    let lines = size_of_val(values).div_ceil(CACHE_LINE).min(PREFETCH_LINES);
+    for line in 0..lines {
+        prefetch_line(values.as_ptr().cast::<i8>().wrapping_add(line * CACHE_LINE));
     }
 }
+
+/// Most cache lines that one call of [`prefetch`] asks for: a row of 384 f32 values.
+pub const PREFETCH_LINES: usize = 24;
 
 #[cfg(target_arch = "x86_64")]
 #[inline]

@@ -14,9 +14,10 @@ use std::arch::aarch64::{
     vpadalq_s16, vqtbl1q_u8, vshrq_n_u8, vst1q_u16, vsubq_f32,
 };
 
-use crate::SIGN_ROWS;
 use crate::scalar::{self, Step};
 use crate::signs::{GROUP_BYTES, GROUPS_IN_U16};
+use crate::sketch::{self, Coded, Sums};
+use crate::{SIGN_ROWS, SignTable};
 
 #[inline]
 #[target_feature(enable = "neon")]
@@ -147,4 +148,38 @@ pub(crate) fn sign_sums(table: &[u8], packed: &[u8], out: &mut [u32; SIGN_ROWS])
             out.iter_mut().zip(eight).for_each(|(out, sum)| *out += u32::from(sum));
         }
     }
+}
+
+#[target_feature(enable = "neon")]
+pub(crate) fn estimate(
+    table: &SignTable,
+    sketch: &[u8],
+    base: f32,
+    floor: f32,
+    out: &mut [f32; SIGN_ROWS],
+) -> u32 {
+    let (factors, constants, signs) = sketch::split(sketch);
+    let mut sums = [0; SIGN_ROWS];
+    sign_sums(table.bytes(), signs, &mut sums);
+    sketch::finish(table, (factors, constants), &sums, base, floor, out)
+}
+
+#[target_feature(enable = "neon")]
+pub(crate) fn sign_table(query: &[f32], inverse: f32, bytes: &mut [u8]) {
+    scalar::sign_table(query, inverse, bytes);
+}
+
+#[target_feature(enable = "neon")]
+pub(crate) fn rotate(factors: &[f32], vector: &mut [f32]) {
+    scalar::rotate(factors, vector);
+}
+
+#[target_feature(enable = "neon")]
+pub(crate) fn sketch_signs(
+    row: usize,
+    centre: Coded<'_>,
+    point: Coded<'_>,
+    packed: &mut [u8],
+) -> Sums {
+    scalar::sketch_signs(row, centre, point, packed)
 }

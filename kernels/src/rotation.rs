@@ -7,6 +7,8 @@
 //! Invariant: the same seed rotates alike on every processor, to the last bit, and products of two vectors stay as they are but for
 //! rounding. It must not know what vectors mean.
 
+use crate::Kernels;
+
 const ROUNDS: usize = 4;
 
 /// A rotation of vectors of one length.
@@ -42,14 +44,22 @@ impl Rotation {
     ///
     /// # Panics
     /// If it is not [`Rotation::dim`] long.
-    pub fn apply(&self, vector: &mut [f32]) {
+    pub fn apply(&self, vector: &mut [f32], kernels: Kernels) {
         assert_eq!(vector.len(), self.dim, "vector and rotation of different lengths");
-        for (round, factors) in self.factors.chunks_exact(self.dim.max(1)).enumerate() {
-            vector.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
-            hadamard(&mut vector[span(self.dim, round)]);
-            if transformed(self.dim) < self.dim {
-                mix(vector);
-            }
+        let factors = &self.factors;
+        dispatch!(kernels, rotate(factors, vector));
+    }
+}
+
+/// Applies the rounds. Inlined into each level, whose registers the compiler then uses.
+#[inline(always)]
+pub(crate) fn rotate(factors: &[f32], vector: &mut [f32]) {
+    let dim = vector.len();
+    for (round, factors) in factors.chunks_exact(dim.max(1)).enumerate() {
+        vector.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+        hadamard(&mut vector[span(dim, round)]);
+        if transformed(dim) < dim {
+            mix(vector);
         }
     }
 }
@@ -65,9 +75,17 @@ fn span(dim: usize, round: usize) -> std::ops::Range<usize> {
     if round.is_multiple_of(2) { 0..len } else { dim - len..dim }
 }
 
-/// The Hadamard transform without a scale; the length is a power of two.
+/// The Hadamard transform without a scale; the length is a power of two, or 0.
+#[inline(always)]
 fn hadamard(values: &mut [f32]) {
-    let mut half = 1;
+    let whole = values.len() >= LANES;
+    for lanes in values.as_chunks_mut::<LANES>().0 {
+        within::<1>(lanes);
+        within::<2>(lanes);
+        within::<4>(lanes);
+        within::<8>(lanes);
+    }
+    let mut half = if whole { LANES } else { 1 };
     while half < values.len() {
         for pair in values.chunks_exact_mut(2 * half) {
             let (low, high) = pair.split_at_mut(half);
@@ -79,7 +97,20 @@ fn hadamard(values: &mut [f32]) {
     }
 }
 
+/// Values of a register of AVX-512.
+const LANES: usize = 16;
+
+/// One step of the transform whose pairs lie in one register, as an exchange and a sum.
+#[inline(always)]
+fn within<const HALF: usize>(lanes: &mut [f32; LANES]) {
+    let swapped: [f32; LANES] = std::array::from_fn(|at| lanes[at ^ HALF]);
+    for (at, (value, other)) in lanes.iter_mut().zip(swapped).enumerate() {
+        *value = other + if at & HALF == 0 { *value } else { -*value };
+    }
+}
+
 /// Turns each value of the first half and its like in the second by 45 degrees; one in the middle stays.
+#[inline(always)]
 fn mix(values: &mut [f32]) {
     let half = values.len() / 2;
     let from = values.len() - half;

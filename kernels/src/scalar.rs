@@ -5,7 +5,9 @@
 //! another order but rounds each element the same way. It must not know which level calls it.
 
 use crate::I8Params;
-pub(crate) use crate::signs::sums as sign_sums;
+pub(crate) use crate::rotation::rotate;
+pub(crate) use crate::signs::{sign_table, sums as sign_sums};
+pub(crate) use crate::sketch::{estimate, sketch_signs};
 
 /// Smallest scale that is used: below it the step itself would be rounded.
 pub(crate) const MIN_SCALE: f32 = f32::MIN_POSITIVE;

@@ -6,7 +6,9 @@
 use crate::encoder::{
     Activation, Layer, LayerParts, LayerShape, Matrix, Norm, PAIR_MAX, Scratch, Team, pack,
 };
-use crate::{Kernels, SIGN_ROWS, SignTable, SimdLevel, pack_signs, sign_bytes};
+use crate::{
+    Coded, Kernels, Rotation, SIGN_ROWS, SignTable, SimdLevel, pack_signs, sign_bytes, sketch_bytes,
+};
 
 /// Covers a block of each kernel and a rest.
 const LEN: usize = 643;
@@ -31,7 +33,10 @@ fn codes(len: usize, most: i8, state: &mut u64) -> Vec<i8> {
 pub(crate) fn agrees(level: SimdLevel) -> bool {
     let kernels = Kernels { level };
     let scalar = Kernels { level: SimdLevel::Scalar };
-    products_agree(kernels, scalar) && signs_agree(kernels, scalar) && layers_agree(kernels, scalar)
+    products_agree(kernels, scalar)
+        && signs_agree(kernels, scalar)
+        && sketches_agree(kernels, scalar)
+        && layers_agree(kernels, scalar)
 }
 
 fn products_agree(kernels: Kernels, scalar: Kernels) -> bool {
@@ -63,11 +68,36 @@ fn signs_agree(kernels: Kernels, scalar: Kernels) -> bool {
     let mut packed = vec![0; sign_bytes(LONG)];
     (0..SIGN_ROWS).for_each(|row| pack_signs(row, &values(LONG, state), &mut packed));
     let mut table = SignTable::default();
-    table.set(&values(LONG, state));
+    table.set(&values(LONG, state), scalar);
     let (mut found, mut wanted) = ([0; SIGN_ROWS], [0; SIGN_ROWS]);
     kernels.sign_sums(&table, &packed, &mut found);
     scalar.sign_sums(&table, &packed, &mut wanted);
     found == wanted
+}
+
+fn sketches_agree(kernels: Kernels, scalar: Kernels) -> bool {
+    let state = &mut 0x5ce7c4;
+    let (centre, query) = (codes(LEN, 127, state), values(LEN, state));
+    let (mut found, mut wanted) = (vec![0; sketch_bytes(LEN)], vec![0; sketch_bytes(LEN)]);
+    for row in 0..SIGN_ROWS {
+        let point = codes(LEN, 127, state);
+        let (centre, point) =
+            (Coded { codes: &centre, scale: 1e-3 }, Coded { codes: &point, scale: 2e-3 });
+        kernels.sketch(row, centre, point, 0.0, &mut found);
+        scalar.sketch(row, centre, point, 0.0, &mut wanted);
+    }
+    let mut table = SignTable::default();
+    table.set(&query, kernels);
+    let (mut here, mut there) = ([0.0; SIGN_ROWS], [0.0; SIGN_ROWS]);
+    kernels.estimate(&table, &found, 0.5, 0.0, &mut here);
+    scalar.estimate(&table, &found, 0.5, 0.0, &mut there);
+    let mut rotated = [query.clone(), query];
+    let rotation = Rotation::new(LEN, 3);
+    rotation.apply(&mut rotated[0], kernels);
+    rotation.apply(&mut rotated[1], scalar);
+    found == wanted
+        && here.iter().zip(there).all(|(a, b)| (a - b).abs() <= 1e-3)
+        && rotated[0] == rotated[1]
 }
 
 fn layers_agree(kernels: Kernels, scalar: Kernels) -> bool {

@@ -7,6 +7,8 @@
 //!
 //! Invariant: the sums of bytes are exact and equal at every level. It must not know what rows are.
 
+use crate::Kernels;
+
 /// Rows that one call sums.
 pub const SIGN_ROWS: usize = 32;
 
@@ -49,35 +51,22 @@ pub struct SignTable {
 }
 
 impl SignTable {
-    /// Takes another query; the memory of the last one is used again.
+    /// Takes another query; the memory of the last one is used again. Every level makes the same table.
     ///
     /// A query with an infinity or NaN, or with values of which eight overflow f32, gives sums without meaning; callers reject it.
-    pub fn set(&mut self, query: &[f32]) {
+    pub fn set(&mut self, query: &[f32], kernels: Kernels) {
         let groups = query.len().div_ceil(GROUP);
         self.bytes.resize(groups * GROUP_BYTES, 0);
-        let magnitude = |group: &[f32]| group.iter().map(|v| v.abs()).sum::<f32>();
-        // Sums of a group with all signs lie within twice its magnitude.
-        let widest = query.chunks(GROUP).map(magnitude).fold(0.0, f32::max) * 2.0;
-        let step = (widest / 255.0).max(f32::MIN_POSITIVE);
-        let inverse = 1.0 / step;
-        let mut lowest = 0.0;
-        for (group, bytes) in query.chunks(GROUP).zip(self.bytes.chunks_exact_mut(GROUP_BYTES)) {
-            lowest -= magnitude(group);
-            // With no sign positive, what negative values add; each positive sign has twice its value more.
-            let mut above = [0f32; GROUP_BYTES];
-            above[0] = group.iter().map(|v| v.min(0.0) * -2.0).sum();
-            for at in 0..GROUP {
-                let twice = group.get(at).map_or(0.0, |v| v * 2.0);
-                let (known, new) = above.split_at_mut(1 << at);
-                for (sum, new) in known.iter().zip(new) {
-                    *new = sum + twice;
-                }
-            }
-            for (byte, sum) in bytes.iter_mut().zip(above) {
-                // Rounded; a sum below zero by rounding alone comes to zero.
-                *byte = (sum * inverse + 0.5) as u8;
-            }
+        let (mut widest, mut lowest) = (0f32, 0f32);
+        for group in query.chunks(GROUP) {
+            let magnitude = group.iter().map(|v| v.abs()).sum::<f32>();
+            widest = widest.max(magnitude);
+            lowest -= magnitude;
         }
+        // Sums of a group with all signs lie within twice its magnitude.
+        let step = (widest * 2.0 / 255.0).max(f32::MIN_POSITIVE);
+        let bytes = &mut self.bytes;
+        dispatch!(kernels, sign_table(query, 1.0 / step, bytes));
         self.scale = step;
         self.offset = lowest;
         self.error = step * 0.5 * groups as f32;
@@ -96,6 +85,48 @@ impl SignTable {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// What a step of a byte stands for, and what a sum of zero does.
+    pub(crate) fn line(&self) -> (f32, f32) {
+        (self.scale, self.offset)
+    }
+}
+
+/// Of each four signs, which are positive: 1 or 0 by value.
+const POSITIVE: [[f32; GROUP_BYTES]; GROUP] = {
+    let mut positive = [[0.0; GROUP_BYTES]; GROUP];
+    let mut signs = 0;
+    while signs < GROUP_BYTES {
+        let mut at = 0;
+        while at < GROUP {
+            if signs >> at & 1 == 1 {
+                positive[at][signs] = 1.0;
+            }
+            at += 1;
+        }
+        signs += 1;
+    }
+    positive
+};
+
+/// Writes the sixteen sums of each group in steps, from the lowest of them. Inlined into each level, whose registers the compiler
+/// then uses.
+#[inline(always)]
+pub(crate) fn sign_table(query: &[f32], inverse: f32, bytes: &mut [u8]) {
+    for (group, bytes) in query.chunks(GROUP).zip(bytes.as_chunks_mut::<GROUP_BYTES>().0) {
+        // With no sign positive, what negative values add; each positive sign has twice its value more.
+        let below: f32 = group.iter().map(|v| v.min(0.0) * -2.0).sum();
+        let mut sums = [below; GROUP_BYTES];
+        for (value, positive) in group.iter().zip(&POSITIVE) {
+            for (sum, positive) in sums.iter_mut().zip(positive) {
+                *sum += positive * (value * 2.0);
+            }
+        }
+        for (byte, sum) in bytes.iter_mut().zip(sums) {
+            // Rounded; a sum below zero by rounding alone comes to zero.
+            *byte = (sum * inverse + 0.5).clamp(0.0, 255.0) as i32 as u8;
+        }
     }
 }
 

@@ -5,13 +5,13 @@
 #[allow(dead_code, reason = "needs less of it than the tests of levels")]
 mod oracle;
 
-use flashbulb_kernels::Rotation;
+use flashbulb_kernels::{Kernels, Rotation};
 use oracle::{Random, dot_f64, norm_f64};
 use proptest::prelude::*;
 
 fn rotated(rotation: &Rotation, v: &[f32]) -> Vec<f32> {
     let mut out = v.to_vec();
-    rotation.apply(&mut out);
+    rotation.apply(&mut out, Kernels::detect());
     out
 }
 
@@ -88,7 +88,7 @@ fn a_seed_is_a_rotation() {
 #[test]
 #[should_panic(expected = "different lengths")]
 fn a_vector_of_another_length_panics() {
-    Rotation::new(4, 1).apply(&mut [1.0; 5]);
+    Rotation::new(4, 1).apply(&mut [1.0; 5], Kernels::detect());
 }
 
 proptest! {

@@ -25,7 +25,7 @@ fn signed_sum(query: &[f32], row: &[f32]) -> f64 {
 fn check(query: &[f32], rows: &[Vec<f32>]) {
     let packed = packed(rows);
     let mut table = SignTable::default();
-    table.set(query);
+    table.set(query, Kernels::detect());
     let mut exact = None;
     for level in available_levels() {
         let mut sums = [u32::MAX; SIGN_ROWS];
@@ -75,13 +75,13 @@ fn zeros_count_as_positive_and_a_query_of_zeros_sums_to_zero() {
     let packed = packed(&rows);
     let mut table = SignTable::default();
     let mut sums = [0; SIGN_ROWS];
-    table.set(&[1.0; 9]);
+    table.set(&[1.0; 9], Kernels::detect());
     Kernels::detect().sign_sums(&table, &packed, &mut sums);
     for (at, sum) in sums.iter().enumerate() {
         let wanted = if at == 7 { -9.0 } else { 9.0 };
         assert!((table.value(*sum) - wanted).abs() <= table.error() + 1e-5, "row {at}");
     }
-    table.set(&[0.0; 9]);
+    table.set(&[0.0; 9], Kernels::detect());
     Kernels::detect().sign_sums(&table, &packed, &mut sums);
     assert!(sums.iter().all(|sum| table.value(*sum) == 0.0));
 }
@@ -101,7 +101,7 @@ fn signs_estimate_products_of_random_unit_vectors() {
         let (query, rows) = (unit(query), rows.into_iter().map(unit).collect::<Vec<_>>());
         let packed = packed(&rows);
         let mut table = SignTable::default();
-        table.set(&query);
+        table.set(&query, Kernels::detect());
         let mut sums = [0; SIGN_ROWS];
         Kernels::detect().sign_sums(&table, &packed, &mut sums);
         for (sum, row) in sums.iter().zip(&rows) {
@@ -137,7 +137,7 @@ fn signs_of_another_length_panic() {
 #[should_panic(expected = "different lengths")]
 fn a_query_of_another_length_panics() {
     let mut table = SignTable::default();
-    table.set(&[1.0; 8]);
+    table.set(&[1.0; 8], Kernels::detect());
     Kernels::detect().sign_sums(&table, &[0; 48], &mut [0; SIGN_ROWS]);
 }
 

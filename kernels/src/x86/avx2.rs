@@ -5,32 +5,34 @@
 //! multiplied, since `vpmaddubsw` saturates. It must not know where its vectors come from.
 
 use std::arch::x86_64::{
-    __m128d, __m128i, __m256, __m256d, __m256i, _mm_add_epi16, _mm_add_epi32, _mm_add_pd,
-    _mm_add_ps, _mm_add_sd, _mm_add_ss, _mm_cvtsd_f64, _mm_cvtsi128_si32, _mm_cvtss_f32,
-    _mm_loadu_si128, _mm_movehdup_ps, _mm_movehl_ps, _mm_shuffle_epi32, _mm_storeu_si128,
-    _mm_unpackhi_epi16, _mm_unpackhi_pd, _mm_unpacklo_epi16, _mm256_add_epi16, _mm256_add_epi32,
-    _mm256_add_pd, _mm256_add_ps, _mm256_and_si256, _mm256_castpd256_pd128, _mm256_castps_si256,
-    _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps,
-    _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_cvtps_pd, _mm256_extractf128_pd,
-    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_pd, _mm256_fmadd_ps,
-    _mm256_fnmadd_pd, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_max_epu32, _mm256_mul_ps, _mm256_packs_epi16, _mm256_packs_epi32,
+    __m128d, __m128i, __m256, __m256d, __m256i, _CMP_GT_OQ, _mm_add_epi16, _mm_add_epi32,
+    _mm_add_pd, _mm_add_ps, _mm_add_sd, _mm_add_ss, _mm_cvtsd_f64, _mm_cvtsi128_si32,
+    _mm_cvtss_f32, _mm_loadu_si128, _mm_movehdup_ps, _mm_movehl_ps, _mm_shuffle_epi32,
+    _mm_storeu_si128, _mm_unpackhi_epi16, _mm_unpackhi_pd, _mm_unpacklo_epi16, _mm256_add_epi16,
+    _mm256_add_epi32, _mm256_add_pd, _mm256_add_ps, _mm256_and_si256, _mm256_castpd256_pd128,
+    _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cmp_ps,
+    _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_cvtps_epi32, _mm256_cvtps_pd, _mm256_extractf128_pd, _mm256_extractf128_ps,
+    _mm256_extracti128_si256, _mm256_fmadd_pd, _mm256_fmadd_ps, _mm256_fnmadd_pd,
+    _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_epu32,
+    _mm256_movemask_ps, _mm256_mul_ps, _mm256_packs_epi16, _mm256_packs_epi32,
     _mm256_permutevar8x32_epi32, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_pd,
     _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256,
-    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_si256,
-    _mm256_sub_epi16, _mm256_sub_ps,
+    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_ps,
+    _mm256_storeu_si256, _mm256_sub_epi16, _mm256_sub_ps,
 };
 
-use crate::SIGN_ROWS;
 use crate::scalar::{self, Step};
 use crate::signs::{GROUP_BYTES, GROUPS_IN_U16};
+use crate::sketch::{self, Coded, Sums};
+use crate::{SIGN_ROWS, SignTable};
 
 /// Eight registers in flight: two fused multiply-adds a cycle at a latency of four.
 const F32_REGISTERS: usize = 8;
 const F32_BLOCK: usize = 8 * F32_REGISTERS;
 
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn load_f32(source: &[f32; 8]) -> __m256 {
     // SAFETY: the array holds the 32 bytes read; the load needs no alignment.
     unsafe { _mm256_loadu_ps(source.as_ptr()) }
@@ -38,14 +40,14 @@ fn load_f32(source: &[f32; 8]) -> __m256 {
 
 /// Loads 16 codes, widened to i16.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn load_i8(source: &[i8; 16]) -> __m256i {
     // SAFETY: the array holds the 16 bytes read; the load needs no alignment.
     _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(source.as_ptr().cast::<__m128i>()) })
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn sum_f32(v: __m256) -> f32 {
     let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
     let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -53,14 +55,14 @@ fn sum_f32(v: __m256) -> f32 {
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn sum_f64(v: __m256d) -> f64 {
     let two: __m128d = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd::<1>(v));
     _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn sum_i32(v: __m256i) -> i32 {
     let four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
     let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
@@ -69,7 +71,7 @@ fn sum_i32(v: __m256i) -> i32 {
 
 /// The four sums of four registers.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn sum_i32_x4(v: [__m256i; 4]) -> [i32; 4] {
     let halves = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
     let sums = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
@@ -80,7 +82,7 @@ fn sum_i32_x4(v: [__m256i; 4]) -> [i32; 4] {
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn sum_f32_registers(v: [__m256; F32_REGISTERS]) -> f32 {
     let [a, b, c, d, e, f, g, h] = v;
     let low = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
@@ -88,7 +90,7 @@ fn sum_f32_registers(v: [__m256; F32_REGISTERS]) -> f32 {
     sum_f32(_mm256_add_ps(low, high))
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
     let (a_blocks, a_rest) = a.as_chunks::<F32_BLOCK>();
     let (b_blocks, b_rest) = b.as_chunks::<F32_BLOCK>();
@@ -107,7 +109,7 @@ pub(crate) fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
     sum_f32_registers(sums) + scalar::dot_f32(a_tail, b_tail)
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn l2_squared_f32(a: &[f32], b: &[f32]) -> f32 {
     let (a_blocks, a_rest) = a.as_chunks::<F32_BLOCK>();
     let (b_blocks, b_rest) = b.as_chunks::<F32_BLOCK>();
@@ -128,7 +130,7 @@ pub(crate) fn l2_squared_f32(a: &[f32], b: &[f32]) -> f32 {
     sum_f32_registers(sums) + scalar::l2_squared_f32(a_tail, b_tail)
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn sum_of_squares(v: &[f32]) -> f64 {
     let (lanes, tail) = v.as_chunks::<8>();
     let mut low_sum = _mm256_setzero_pd();
@@ -143,7 +145,7 @@ pub(crate) fn sum_of_squares(v: &[f32]) -> f64 {
     sum_f64(_mm256_add_pd(low_sum, high_sum)) + scalar::sum_of_squares(tail)
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn dot_i8(a: &[i8], b: &[i8]) -> i32 {
     let (a_blocks, a_rest) = a.as_chunks::<64>();
     let (b_blocks, b_rest) = b.as_chunks::<64>();
@@ -167,7 +169,7 @@ pub(crate) fn dot_i8(a: &[i8], b: &[i8]) -> i32 {
 
 /// Each query register is loaded and widened once for the four rows.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn dot_i8_x4(query: &[i8], rows: [&[i8]; 4]) -> [i32; 4] {
     let (query_lanes, query_tail) = query.as_chunks::<16>();
     let [(lanes_0, tail_0), (lanes_1, tail_1), (lanes_2, tail_2), (lanes_3, tail_3)] =
@@ -189,7 +191,7 @@ pub(crate) fn dot_i8_x4(query: &[i8], rows: [&[i8]; 4]) -> [i32; 4] {
     out
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn dot_i8_rows(query: &[i8], rows: &[i8], out: &mut [i32]) {
     let mut groups = rows.chunks_exact(4 * query.len());
     let (out_groups, out_rest) = out.as_chunks_mut::<4>();
@@ -204,7 +206,7 @@ pub(crate) fn dot_i8_rows(query: &[i8], rows: &[i8], out: &mut [i32]) {
     }
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn max_magnitude_bits(v: &[f32]) -> u32 {
     let (lanes, tail) = v.as_chunks::<8>();
     let magnitude = _mm256_set1_epi32(i32::MAX);
@@ -221,7 +223,7 @@ pub(crate) fn max_magnitude_bits(v: &[f32]) -> u32 {
 
 /// Eight steps and the sum, so far, of the squared residuals.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn encode_lane(values: __m256, step: Step, residual_squares: &mut __m256d) -> __m256i {
     // Rounds to nearest, ties to even: Rust code runs under the default rounding mode.
     let steps = _mm256_cvtps_epi32(_mm256_mul_ps(values, _mm256_set1_ps(step.inverse)));
@@ -238,7 +240,7 @@ fn encode_lane(values: __m256, step: Step, residual_squares: &mut __m256d) -> __
     steps
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn encode_i8(src: &[f32], dst: &mut [i8], step: Step) -> f64 {
     let (src_blocks, src_tail) = src.as_chunks::<32>();
     let (dst_blocks, dst_tail) = dst.as_chunks_mut::<32>();
@@ -265,7 +267,7 @@ pub(crate) fn encode_i8(src: &[f32], dst: &mut [i8], step: Step) -> f64 {
 
 /// Two groups of rows or of a table; of the last ones, one and zeros.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn load_groups(source: &[u8]) -> __m256i {
     let mut padded = [0u8; 32];
     let source = source.first_chunk::<32>().unwrap_or_else(|| {
@@ -278,7 +280,7 @@ fn load_groups(source: &[u8]) -> __m256i {
 
 /// Adds the two lanes of u16 sums of bytes, the even rows' and the odd ones', and puts the rows in order, as u32.
 #[inline]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn rows_of(all: __m256i, odd: __m256i) -> [__m256i; 2] {
     let two =
         |v: __m256i| _mm_add_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
@@ -288,7 +290,7 @@ fn rows_of(all: __m256i, odd: __m256i) -> [__m256i; 2] {
     [_mm_unpacklo_epi16(even, odd), _mm_unpackhi_epi16(even, odd)].map(|v| _mm256_cvtepu16_epi32(v))
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn sign_sums(table: &[u8], packed: &[u8], out: &mut [u32; SIGN_ROWS]) {
     let nibble = _mm256_set1_epi8(0x0f);
     let mut sums = [[_mm256_setzero_si256(); 2]; 2];
@@ -314,4 +316,63 @@ pub(crate) fn sign_sums(table: &[u8], packed: &[u8], out: &mut [u32; SIGN_ROWS])
         // SAFETY: the array holds the 32 bytes written; the store needs no alignment.
         unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast::<__m256i>(), sum) };
     }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn sign_table(query: &[f32], inverse: f32, bytes: &mut [u8]) {
+    scalar::sign_table(query, inverse, bytes);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn rotate(factors: &[f32], vector: &mut [f32]) {
+    scalar::rotate(factors, vector);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn sketch_signs(
+    row: usize,
+    centre: Coded<'_>,
+    point: Coded<'_>,
+    packed: &mut [u8],
+) -> Sums {
+    scalar::sketch_signs(row, centre, point, packed)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn estimate(
+    table: &SignTable,
+    sketch: &[u8],
+    base: f32,
+    floor: f32,
+    out: &mut [f32; SIGN_ROWS],
+) -> u32 {
+    let (factors, constants, signs) = sketch::split(sketch);
+    let mut sums = [0; SIGN_ROWS];
+    sign_sums(table.bytes(), signs, &mut sums);
+    let (step, lowest) = table.line();
+    let (step, lowest) = (_mm256_set1_ps(step), _mm256_set1_ps(lowest));
+    let (base, floor) = (_mm256_set1_ps(base), _mm256_set1_ps(floor));
+    let halves = factors.as_chunks::<16>().0.iter().zip(constants.as_chunks::<16>().0);
+    let mut above = 0;
+    for (at, ((sums, (factors, constants)), out)) in
+        sums.as_chunks::<8>().0.iter().zip(halves).zip(out.as_chunks_mut::<8>().0).enumerate()
+    {
+        // SAFETY: the array holds the 32 bytes read; the load needs no alignment.
+        let sums = unsafe { _mm256_loadu_si256(sums.as_ptr().cast::<__m256i>()) };
+        let signed = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), step, lowest);
+        let constant = _mm256_add_ps(base, load_f16(constants));
+        let estimate = _mm256_fmadd_ps(load_f16(factors), signed, constant);
+        let exceeds = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(estimate, floor));
+        above |= exceeds.cast_unsigned() << (8 * at);
+        // SAFETY: the array holds the 32 bytes written; the store needs no alignment.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), estimate) };
+    }
+    above
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_f16(source: &[u8; 16]) -> __m256 {
+    // SAFETY: the array holds the 16 bytes read; the load needs no alignment.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(source.as_ptr().cast::<__m128i>()) })
 }

@@ -8,24 +8,26 @@
 //! know where its vectors come from.
 
 use std::arch::x86_64::{
-    __m128i, __m512, __m512d, __m512i, __mmask16, __mmask64, _mm_add_epi16, _mm_storeu_si128,
-    _mm_unpackhi_epi16, _mm_unpacklo_epi16, _mm256_add_epi16, _mm256_castsi256_si128,
-    _mm256_extracti128_si256, _mm256_set_m128i, _mm512_add_epi16, _mm512_add_epi32, _mm512_add_pd,
-    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
-    _mm512_castsi512_si256, _mm512_cvtepi32_pd, _mm512_cvtepu16_epi32, _mm512_cvtps_epi32,
-    _mm512_cvtps_pd, _mm512_cvtsepi32_epi8, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64,
-    _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_fnmadd_pd, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_ps, _mm512_max_epu32, _mm512_mul_ps,
-    _mm512_reduce_add_epi32, _mm512_reduce_add_pd, _mm512_reduce_add_ps, _mm512_reduce_max_epu32,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps, _mm512_setzero_pd,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_f32x4,
-    _mm512_slli_epi16, _mm512_srli_epi16, _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_ps,
-    _mm512_xor_si512,
+    __m128i, __m256i, __m512, __m512d, __m512i, __mmask16, __mmask64, _CMP_GT_OQ, _mm_add_epi16,
+    _mm_storeu_si128, _mm_unpackhi_epi16, _mm_unpacklo_epi16, _mm256_add_epi16,
+    _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_set_m128i,
+    _mm512_add_epi16, _mm512_add_epi32, _mm512_add_pd, _mm512_add_ps, _mm512_and_si512,
+    _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_si256, _mm512_cmp_ps_mask,
+    _mm512_cvtepi32_pd, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_cvtps_epi32, _mm512_cvtps_pd, _mm512_cvtsepi32_epi8, _mm512_dpbusd_epi32,
+    _mm512_extracti64x4_epi64, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_fnmadd_pd, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_ps, _mm512_max_epu32,
+    _mm512_mul_ps, _mm512_reduce_add_epi32, _mm512_reduce_add_pd, _mm512_reduce_add_ps,
+    _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps,
+    _mm512_setzero_pd, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_epi8,
+    _mm512_shuffle_f32x4, _mm512_slli_epi16, _mm512_srli_epi16, _mm512_storeu_ps,
+    _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_ps, _mm512_xor_si512,
 };
 
-use crate::SIGN_ROWS;
 use crate::scalar::{self, Step};
 use crate::signs::{GROUP_BYTES, GROUPS_IN_U16};
+use crate::sketch::{self, Coded, Sums};
+use crate::{SIGN_ROWS, SignTable};
 
 /// Four registers in flight cover the latency of the multiply-adds, which wait on two loads each.
 const F32_REGISTERS: usize = 4;
@@ -298,6 +300,16 @@ fn rows_of(all: __m512i, odd: __m512i) -> __m512i {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
 pub(crate) fn sign_sums(table: &[u8], packed: &[u8], out: &mut [u32; SIGN_ROWS]) {
+    let sums = sign_registers(table, packed);
+    for (out, sum) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
+        // SAFETY: the array holds the 64 bytes written; the store needs no alignment.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast::<__m512i>(), sum) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+fn sign_registers(table: &[u8], packed: &[u8]) -> [__m512i; 2] {
     let nibble = _mm512_set1_epi8(0x0f);
     let mut sums = [_mm512_setzero_si512(); 2];
     let most = GROUPS_IN_U16 * GROUP_BYTES;
@@ -317,8 +329,60 @@ pub(crate) fn sign_sums(table: &[u8], packed: &[u8], out: &mut [u32; SIGN_ROWS])
             *sum = _mm512_add_epi32(*sum, rows_of(all, odd));
         }
     }
-    for (out, sum) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
+    sums
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(crate) fn sign_table(query: &[f32], inverse: f32, bytes: &mut [u8]) {
+    scalar::sign_table(query, inverse, bytes);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(crate) fn rotate(factors: &[f32], vector: &mut [f32]) {
+    scalar::rotate(factors, vector);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(crate) fn sketch_signs(
+    row: usize,
+    centre: Coded<'_>,
+    point: Coded<'_>,
+    packed: &mut [u8],
+) -> Sums {
+    scalar::sketch_signs(row, centre, point, packed)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(crate) fn estimate(
+    table: &SignTable,
+    sketch: &[u8],
+    base: f32,
+    floor: f32,
+    out: &mut [f32; SIGN_ROWS],
+) -> u32 {
+    let (factors, constants, signs) = sketch::split(sketch);
+    let sums = sign_registers(table.bytes(), signs);
+    let (step, lowest) = table.line();
+    let (step, lowest) = (_mm512_set1_ps(step), _mm512_set1_ps(lowest));
+    let (base, floor) = (_mm512_set1_ps(base), _mm512_set1_ps(floor));
+    let halves = factors.as_chunks::<32>().0.iter().zip(constants.as_chunks::<32>().0);
+    let mut above = 0;
+    for (at, ((sum, (factors, constants)), out)) in
+        sums.into_iter().zip(halves).zip(out.as_chunks_mut::<16>().0).enumerate()
+    {
+        let signed = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, lowest);
+        let constant = _mm512_add_ps(base, load_f16(constants));
+        let estimate = _mm512_fmadd_ps(load_f16(factors), signed, constant);
+        above |= u32::from(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(estimate, floor)) << (16 * at);
         // SAFETY: the array holds the 64 bytes written; the store needs no alignment.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast::<__m512i>(), sum) };
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), estimate) };
     }
+    above
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+fn load_f16(source: &[u8; 32]) -> __m512 {
+    // SAFETY: the array holds the 32 bytes read; the load needs no alignment.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(source.as_ptr().cast::<__m256i>()) })
 }
