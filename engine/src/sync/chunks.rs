@@ -163,7 +163,7 @@ impl<T, P: Publication> Chunks<T, P> {
 }
 
 #[inline]
-fn prefetch_line(address: *const u8) {
+pub(super) fn prefetch_line(address: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -1,4 +1,4 @@
-//! The pair of memory orderings that publishes a value, as a type.
+//! The memory orderings that publish a value, as a type.
 //!
 //! Invariant: outside of loom there is one implementation, and it is sound. The mutants exist only
 //! where loom can catch them. Must not know: what is published.
@@ -11,13 +11,17 @@ pub trait Publication: sealed::Sealed + Send + Sync + 'static {
     const STORE: Ordering;
     /// Used by readers, before they reach for it.
     const LOAD: Ordering;
+    /// Used by who both finds and publishes with one read-modify-write.
+    const BOTH: Ordering = Ordering::AcqRel;
+    /// Epochs that begin between the unlinking of something and its reuse.
+    const GRACE: u64 = 2;
     /// Whether who may sleep until a store is woken after it.
     const WAKES: bool = true;
     /// Whether who was woken looks again for what it waits for.
     const CHECKS: bool = true;
 }
 
-/// The only sound pair: what happened before the store is seen by whoever sees the store.
+/// The only sound ones: what happened before the store is seen by whoever sees the store.
 #[derive(Debug, Clone, Copy)]
 pub struct ReleaseAcquire;
 
@@ -72,6 +76,42 @@ impl Publication for UncheckedMutant {
     const CHECKS: bool = false;
 }
 
+/// Advances the epoch without an acquire: every model in which something is reused must fail with it.
+#[cfg(loom)]
+#[derive(Debug, Clone, Copy)]
+pub struct BlindAdvanceMutant;
+
+#[cfg(loom)]
+impl Publication for BlindAdvanceMutant {
+    const STORE: Ordering = Ordering::Release;
+    const LOAD: Ordering = Ordering::Acquire;
+    const BOTH: Ordering = Ordering::Release;
+}
+
+/// Advances the epoch without a release: every model in which something is reused must fail with it.
+#[cfg(loom)]
+#[derive(Debug, Clone, Copy)]
+pub struct MuteAdvanceMutant;
+
+#[cfg(loom)]
+impl Publication for MuteAdvanceMutant {
+    const STORE: Ordering = Ordering::Release;
+    const LOAD: Ordering = Ordering::Acquire;
+    const BOTH: Ordering = Ordering::Acquire;
+}
+
+/// Reuses what was unlinked an epoch too early: every model in which something is reused must fail with it.
+#[cfg(loom)]
+#[derive(Debug, Clone, Copy)]
+pub struct HastyReuseMutant;
+
+#[cfg(loom)]
+impl Publication for HastyReuseMutant {
+    const STORE: Ordering = Ordering::Release;
+    const LOAD: Ordering = Ordering::Acquire;
+    const GRACE: u64 = 1;
+}
+
 mod sealed {
     /// Keeps unsound orderings out of other crates.
     pub trait Sealed {}
@@ -84,4 +124,10 @@ mod sealed {
     impl Sealed for super::SilentMutant {}
     #[cfg(loom)]
     impl Sealed for super::UncheckedMutant {}
+    #[cfg(loom)]
+    impl Sealed for super::BlindAdvanceMutant {}
+    #[cfg(loom)]
+    impl Sealed for super::MuteAdvanceMutant {}
+    #[cfg(loom)]
+    impl Sealed for super::HastyReuseMutant {}
 }

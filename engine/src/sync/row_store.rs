@@ -101,6 +101,11 @@ impl<'a, T: Copy, P: Publication> RowReader<'a, T, P> {
         self.len == 0
     }
 
+    /// Values in a row.
+    pub fn width(&self) -> usize {
+        self.rows.width()
+    }
+
     /// The row of this number, or `None` if it is not in the view.
     #[inline]
     pub fn row(&self, at: u32) -> Option<&'a [T]> {
