@@ -143,6 +143,19 @@ impl Part {
         RecordRef::decode(self.record_bytes(loc, len)?).ok_or_else(|| self.damaged(loc.offset()))
     }
 
+    /// Asks the processor for the vector of `dim` values at `loc`, if it lies in this part.
+    pub(crate) fn prefetch_row(&self, loc: Loc, dim: usize) {
+        match self {
+            Part::Head(h) => {
+                let at = u32::try_from(loc.offset());
+                if let Some(row) = at.ok().and_then(|at| h.rows.get(at)) {
+                    flashbulb_kernels::prefetch(row);
+                }
+            }
+            Part::Segment(s) => s.prefetch_row(loc.offset(), dim),
+        }
+    }
+
     /// Copies the vector at `loc`, which lies in this part.
     pub(crate) fn copy_row(&self, loc: Loc, out: &mut [f32]) -> Result<(), Error> {
         match self {

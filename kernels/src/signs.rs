@@ -94,7 +94,7 @@ impl SignTable {
 }
 
 /// Of each four signs, which are positive: 1 or 0 by value.
-const POSITIVE: [[f32; GROUP_BYTES]; GROUP] = {
+pub(crate) const POSITIVE: [[f32; GROUP_BYTES]; GROUP] = {
     let mut positive = [[0.0; GROUP_BYTES]; GROUP];
     let mut signs = 0;
     while signs < GROUP_BYTES {
@@ -110,14 +110,16 @@ const POSITIVE: [[f32; GROUP_BYTES]; GROUP] = {
     positive
 };
 
-/// Writes the sixteen sums of each group in steps, from the lowest of them. Inlined into each level, whose registers the compiler
-/// then uses.
+/// Of the sums of a group, how far that without a positive sign is above the lowest: each positive sign has twice its value more.
 #[inline(always)]
+pub(crate) fn below(group: &[f32]) -> f32 {
+    group.iter().map(|v| v.min(0.0) * -2.0).sum()
+}
+
+/// Writes the sixteen sums of each group in steps, from the lowest of them.
 pub(crate) fn sign_table(query: &[f32], inverse: f32, bytes: &mut [u8]) {
     for (group, bytes) in query.chunks(GROUP).zip(bytes.as_chunks_mut::<GROUP_BYTES>().0) {
-        // With no sign positive, what negative values add; each positive sign has twice its value more.
-        let below: f32 = group.iter().map(|v| v.min(0.0) * -2.0).sum();
-        let mut sums = [below; GROUP_BYTES];
+        let mut sums = [below(group); GROUP_BYTES];
         for (value, positive) in group.iter().zip(&POSITIVE) {
             for (sum, positive) in sums.iter_mut().zip(positive) {
                 *sum += positive * (value * 2.0);

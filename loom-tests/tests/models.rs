@@ -10,8 +10,8 @@ mod common;
 use common::{Note, holds, holds_within_bounds, is_caught, sleeps_forever};
 use flashbulb_engine::sync::shim::{Arc, AtomicU32, Condvar, Mutex, Ordering};
 use flashbulb_engine::sync::{
-    AppendVec, Crew, EntryPoint, Lent, Links, Publication, RelaxedLoadMutant, RelaxedStoreMutant,
-    ReleaseAcquire, RowStore, SilentMutant, Tombstones,
+    AppendVec, Crew, Lent, Publication, RelaxedLoadMutant, RelaxedStoreMutant, ReleaseAcquire,
+    RowStore, SilentMutant, Tombstones,
 };
 use loom::cell::UnsafeCell;
 use loom::thread;
@@ -154,90 +154,6 @@ fn tombstones_count_each_kill_once() {
         assert_eq!(mine + theirs, 2);
         assert_eq!((dead.count(), dead.word(0)), (2, 0b11));
     });
-}
-
-/// A builder adds a node and links an older one to it, while a walk reads: the entry point leads to
-/// a node in view.
-fn entry_point<P: Publication>() {
-    let nodes = AppendVec::<Links<2>, ReleaseAcquire>::new();
-    let shared = Arc::new((nodes, EntryPoint::<P>::with_publication()));
-    let builder = {
-        let shared = Arc::clone(&shared);
-        thread::spawn(move || {
-            let node = shared.0.push(Links::new(&[]));
-            shared.1.store(node, 3);
-        })
-    };
-    let entry = shared.1.load();
-    let view = shared.0.reader();
-    if let Some((node, level)) = entry {
-        assert_eq!(level, 3);
-        assert!(view.get(node).is_some(), "the entry point is not in view");
-    }
-    builder.join().unwrap();
-}
-
-#[test]
-fn entry_point_leads_to_a_whole_node() {
-    holds(entry_point::<ReleaseAcquire>);
-}
-
-#[test]
-fn entry_point_without_release_is_caught() {
-    is_caught(entry_point::<RelaxedStoreMutant>);
-}
-
-#[test]
-fn entry_point_without_acquire_is_caught() {
-    is_caught(entry_point::<RelaxedLoadMutant>);
-}
-
-/// A builder adds node 1 and changes node 0's list while a walk reads it: every number in the list
-/// was put there, and those in view lead to whole nodes. The links themselves are relaxed; what
-/// carries them is the publication of the nodes, so that is what the mutants weaken.
-fn neighbours<P: Publication>() {
-    let nodes = Arc::new(AppendVec::<Links<2>, P>::with_publication());
-    nodes.push(Links::new(&[]));
-    let builder = {
-        let nodes = Arc::clone(&nodes);
-        thread::spawn(move || {
-            nodes.push(Links::new(&[0]));
-            let first = nodes.get(0).unwrap();
-            assert!(first.append(1));
-            first.replace(&[1, 0]);
-        })
-    };
-    let view = nodes.reader();
-    let mut ids = [9; 2];
-    // What the builder's first node holds was written before the builder began.
-    let n = view.get(0).map_or(0, |links| links.read(&mut ids));
-    for &id in &ids[..n] {
-        assert!(id <= 1, "{id} was never a neighbour");
-        if let Some(links) = view.get(id) {
-            let mut onward = [9; 2];
-            let n = links.read(&mut onward);
-            assert!(onward[..n].iter().all(|&id| id <= 1));
-        }
-    }
-    if view.len() == 2 {
-        assert_eq!(view.get(1).unwrap().read(&mut ids), 1, "a node comes with its own list");
-    }
-    builder.join().unwrap();
-}
-
-#[test]
-fn neighbours_seen_are_whole() {
-    holds(neighbours::<ReleaseAcquire>);
-}
-
-#[test]
-fn neighbours_without_release_are_caught() {
-    is_caught(neighbours::<RelaxedStoreMutant>);
-}
-
-#[test]
-fn neighbours_without_acquire_are_caught() {
-    is_caught(neighbours::<RelaxedLoadMutant>);
 }
 
 /// The shim's condition variable: a wake-up between the check and the wait is not lost.

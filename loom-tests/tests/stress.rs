@@ -4,7 +4,7 @@
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used)]
 
-use flashbulb_engine::sync::{AppendVec, EntryPoint, Links, RowStore, Tombstones};
+use flashbulb_engine::sync::{AppendVec, BlockStore, RowStore, Tombstones, Watermark};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -78,39 +78,33 @@ fn kills_from_many_threads_count_once() {
 }
 
 #[test]
-fn walks_beside_a_builder_stay_in_view() {
-    let nodes = AppendVec::<Links<4>>::new();
-    let entry = EntryPoint::new();
+fn walks_beside_a_builder_find_what_is_covered() {
+    const LINE: u32 = 1_000;
+    let blocks = BlockStore::new(8);
+    let covered = Watermark::new();
+    let put = |next: u32| {
+        let mut slot = blocks.reserve();
+        slot.bytes_mut().copy_from_slice(&[next.to_le_bytes(), (!next).to_le_bytes()].concat());
+        slot
+    };
     beside(
         || {
-            for i in 0..ITEMS {
-                let back = [i.saturating_sub(1), i / 2];
-                assert_eq!(nodes.push(Links::new(&back)), i);
-                let older = nodes.get(i / 2).unwrap();
-                if !older.append(i) {
-                    older.replace(&[i, i / 4]);
-                }
-                entry.store(i, (i % 7) as u8);
+            for i in 0..LINE {
+                // The last one leads nowhere; the one before it now leads to it. All change again and again.
+                assert_eq!(blocks.push(put(i)), i);
+                (i.saturating_sub(10)..i).for_each(|node| blocks.replace(node, put(node + 1)));
+                covered.store(i + 1);
             }
         },
         || {
-            let Some((start, level)) = entry.load() else {
-                return;
-            };
-            let view = nodes.reader();
-            assert_eq!(u32::from(level), start % 7);
-            let mut at = start;
-            for step in 0..50 {
-                let mut ids = [0; 4];
-                let n = view.get(at).expect("in view").read(&mut ids);
-                let Some(&next) = ids[..n].get(step % n.max(1)) else {
-                    break;
-                };
-                assert!(next < ITEMS);
-                if next >= view.len() {
-                    break;
-                }
-                at = next;
+            let mark = covered.load();
+            let view = blocks.pin();
+            let mut at = 0;
+            for step in 0..mark {
+                assert_eq!(at, step, "a covered node is not found");
+                let block = view.get(at).expect("in view").as_chunks::<4>().0;
+                at = u32::from_le_bytes(block[0]);
+                assert_eq!(at, !u32::from_le_bytes(block[1]), "a torn block");
             }
         },
     );

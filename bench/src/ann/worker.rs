@@ -151,8 +151,18 @@ impl RowSource for Rows {
     type Error = std::convert::Infallible;
 
     fn copy_row(&self, vector: VectorNo, out: &mut [f32]) -> Result<(), Self::Error> {
-        out.copy_from_slice(&self.values[vector.0 as usize * self.dim..][..self.dim]);
+        out.copy_from_slice(self.row(vector));
         Ok(())
+    }
+
+    fn prefetch(&self, vector: VectorNo) {
+        flashbulb_kernels::prefetch(self.row(vector));
+    }
+}
+
+impl Rows {
+    fn row(&self, vector: VectorNo) -> &[f32] {
+        &self.values[vector.0 as usize * self.dim..][..self.dim]
     }
 }
 
@@ -171,8 +181,8 @@ pub fn run() -> Result<(), Failure> {
     let mut own: Option<Own> = None;
     for line in std::io::stdin().lock().lines() {
         let answer = match (serde_json::from_str(&line?)?, &mut own) {
-            (Request::Build { base, dim, .. }, own) => {
-                let (built, answer) = build(&base, dim)?;
+            (Request::Build { base, dim, threads, .. }, own) => {
+                let (built, answer) = build(&base, dim, threads)?;
                 *own = Some(built);
                 serde_json::to_string(&answer)?
             }
@@ -189,17 +199,17 @@ pub fn run() -> Result<(), Failure> {
     Ok(())
 }
 
-fn build(base: &Path, dim: usize) -> Result<(Own, Built), Failure> {
+fn build(base: &Path, dim: usize, threads: usize) -> Result<(Own, Built), Failure> {
     let rows = Rows { dim, values: files::raw(base, dim)? };
     let begun = Instant::now();
     let index = VectorIndex::new(dim, Kernels::detect());
     rows.values.chunks_exact(dim).for_each(|row| {
         index.push(row);
     });
-    while index.build_step(&mut || true) {}
+    index.build(threads);
     let seconds = begun.elapsed().as_secs_f64();
     let settings = format!(
-        "HNSW over int8 codes, f32 reranking, built online by one thread, kernels {:?}",
+        "one level of degree 32, 1-bit sketches of neighbours, int8 codes, f32 reranking, ef_construction 200, built in the batches of online building, kernels {:?}",
         Kernels::detect().level()
     );
     Ok((Own { index, rows, scratch: Scratch::default() }, Built { seconds, settings }))

@@ -1,37 +1,67 @@
 //! Moving vectors from the scanned tail into the graph, step by step, and repairing after deletes.
 //!
-//! Invariant: searches see either the graph before a step or after it, and both are whole.
-//! Must not know: who calls, or when, or what time it is.
+//! Invariants: searches see either a block before a change or after it, and both are whole; the same pushes give the same graph,
+//! whatever the number of threads. Must not know: who calls, or when, or what time it is.
 //!
-//! Dead nodes are walked through, which keeps every other node reachable but costs time. Once a
-//! third of the linked nodes is dead, a graph of the live ones is built beside the current one and
-//! swapped in: three live nodes are inserted again for each one or two deletes.
+//! Vectors join in batches: each of a batch chooses its neighbours in the graph before it; then their blocks are published, then the
+//! links back to them, and only then are they covered. All of a batch's choices are independent, and so are all of its links back
+//! but for those to the same node, which are made together (as the batches of Dobson et al., *ParlayANN*, PPoPP 2024).
 
 use super::graph::Graph;
-use super::insert::{GraphWriter, InsertScratch};
+use super::link::{Joined, LinkBack, Linker, group_by_target};
+use super::repair::{Repair, needs_repair};
 use super::{GRAPH_FROM, VectorIndex};
 use std::sync::Arc;
+
+/// Most vectors that join together: the tail that is scanned meanwhile takes a search a few microseconds.
+const BATCH_MAX: u32 = 512;
+/// A batch is at most this part of the graph it joins: its members do not see one another.
+const BATCH_PART: u32 = 50;
 
 /// What a builder keeps between steps.
 #[derive(Debug)]
 pub(super) struct Builder {
-    current: GraphWriter,
-    /// The graph that will take the current one's place.
-    repair: Option<GraphWriter>,
-    /// A graph that was replaced: freed here once no search uses it, not in a search.
-    retired: Option<Arc<Graph>>,
-    scratch: InsertScratch,
+    linker: Linker,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Nothing is half done.
+    Idle,
+    /// Loaded nodes from this one on have no block yet.
+    Drawing { next: u32 },
+    /// The nodes from `first` up to `end` choose their neighbours.
+    Choosing { first: u32, end: u32, joined: Vec<Joined> },
+    /// The links back to the nodes below `end`; the first `next` of them are made.
+    Linking { end: u32, back: Vec<LinkBack>, next: usize },
+    /// Links to dead nodes are replaced.
+    Repairing(Repair),
 }
 
 impl VectorIndex {
-    /// Works on the graph, at least one insertion, as long as `go_on` says, which is asked after each; `true` if there is more
-    /// to do. One builder works at a time; searches and pushes go on beside it.
+    /// Works on the graph as long as `go_on` says, which is asked every few hundred microseconds; `true` if there is more to do.
+    /// One builder works at a time; searches and pushes go on beside it.
     pub fn build_step(&self, go_on: &mut dyn FnMut() -> bool) -> bool {
-        self.build_from(GRAPH_FROM, go_on)
+        self.build_from(GRAPH_FROM, 1, go_on)
+    }
+
+    /// Brings all vectors into the graph with so many threads: what repeated steps would make, sooner.
+    ///
+    /// # Panics
+    ///
+    /// If `threads` is 0.
+    pub fn build(&self, threads: usize) {
+        while self.build_from(GRAPH_FROM, threads, &mut || true) {}
     }
 
     /// As [`build_step`](Self::build_step), with a graph from so many live vectors on.
-    pub(super) fn build_from(&self, graph_from: u32, go_on: &mut dyn FnMut() -> bool) -> bool {
+    pub(super) fn build_from(
+        &self,
+        graph_from: u32,
+        threads: usize,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> bool {
         let mut slot = self.builder.lock();
         let builder = match &mut *slot {
             Some(builder) => builder,
@@ -40,74 +70,100 @@ impl VectorIndex {
                     Some(graph) => graph,
                     None if self.live() < graph_from => return false,
                     None => {
-                        let graph = Arc::new(Graph::default());
+                        let graph = Arc::new(Graph::new(self.vectors.width()));
                         self.graph.store(Some(Arc::clone(&graph)));
                         graph
                     }
                 };
-                empty.insert(Box::new(Builder {
-                    current: GraphWriter::new(graph),
-                    repair: None,
-                    retired: None,
-                    scratch: InsertScratch::default(),
-                }))
+                empty.insert(Box::new(Builder::new(graph)))
             }
         };
-        builder.step(self, go_on)
+        builder.step(self, threads, go_on)
     }
 }
 
 impl Builder {
-    fn step(&mut self, index: &VectorIndex, go_on: &mut dyn FnMut() -> bool) -> bool {
-        if self.retired.as_ref().is_some_and(|graph| Arc::strong_count(graph) == 1) {
-            self.retired = None;
-        }
-        let to = index.len();
-        if !grow(&mut self.current, to, index, go_on, &mut self.scratch) {
-            return true;
-        }
-        if self.repair.is_none() && needs_repair(index, &self.current.graph) {
-            self.repair = Some(GraphWriter::new(Arc::new(Graph::default())));
-        }
-        let Some(repair) = &mut self.repair else {
-            return false;
+    fn new(graph: Arc<Graph>) -> Builder {
+        let stage = match &*graph.loaded.load() {
+            Some(_) => Stage::Drawing { next: 0 },
+            None => Stage::Idle,
         };
-        if !grow(repair, to, index, go_on, &mut self.scratch) {
-            return true;
-        }
-        if let Some(repaired) = self.repair.take() {
-            index.graph.store(Some(Arc::clone(&repaired.graph)));
-            let replaced = std::mem::replace(&mut self.current, repaired);
-            self.retired = Some(replaced.graph);
-        }
-        false
+        Builder { linker: Linker::new(graph), stage }
     }
-}
 
-/// Inserts vectors until `to` of them are in the graph; `false` if it was stopped before.
-fn grow(
-    writer: &mut GraphWriter,
-    to: u32,
-    index: &VectorIndex,
-    go_on: &mut dyn FnMut() -> bool,
-    scratch: &mut InsertScratch,
-) -> bool {
-    let vectors = index.vectors.view();
-    while writer.graph.len() < to {
-        writer.insert(vectors, index.kernels, scratch);
-        if !go_on() {
-            return writer.graph.len() >= to;
+    /// The graph's nodes that are whole: what a checkpoint may hold.
+    pub(super) fn step(
+        &mut self,
+        index: &VectorIndex,
+        threads: usize,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> bool {
+        loop {
+            if !self.advance(index, threads) {
+                self.linker.graph.blocks.reclaim();
+                return false;
+            }
+            if !go_on() {
+                return true;
+            }
         }
     }
-    true
-}
 
-/// Whether a third of the linked nodes is dead.
-fn needs_repair(index: &VectorIndex, graph: &Graph) -> bool {
-    let nodes = graph.len();
-    let dead = index.vectors.dead();
-    let full_words: u32 = (0..nodes / 64).map(|at| dead.word(at).count_ones()).sum();
-    let rest = dead.word(nodes / 64) & ((1u64 << (nodes % 64)) - 1);
-    let dead_linked = (full_words + rest.count_ones()).saturating_sub(graph.skipped());
-    dead_linked * 3 > nodes.saturating_sub(graph.skipped())
+    /// Does a little; `false` if there was nothing to do.
+    fn advance(&mut self, index: &VectorIndex, threads: usize) -> bool {
+        // What one turn takes: with several threads, enough that starting them costs little.
+        let turn = if threads == 1 { 1 } else { BATCH_MAX };
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Idle => match self.begin(index) {
+                Some(stage) => stage,
+                None => return false,
+            },
+            Stage::Drawing { next } => {
+                let to = self.linker.draw_loaded(index, next, turn.saturating_mul(8), threads);
+                if to < self.linker.graph.len() { Stage::Drawing { next: to } } else { Stage::Idle }
+            }
+            Stage::Choosing { first, end, mut joined } => {
+                let from = first + joined.len() as u32;
+                let to = from.saturating_add(turn).min(end);
+                joined.extend(self.linker.choose(index, from..to, threads));
+                if to < end {
+                    Stage::Choosing { first, end, joined }
+                } else {
+                    self.linker.publish(index, &joined);
+                    Stage::Linking { end, back: group_by_target(first, &joined), next: 0 }
+                }
+            }
+            Stage::Linking { end, back, next } => {
+                let to = next.saturating_add(turn as usize * 8).min(back.len());
+                self.linker.link_back(index, &back[next..to], threads);
+                if to < back.len() {
+                    Stage::Linking { end, back, next: to }
+                } else {
+                    self.linker.adopt(index);
+                    self.linker.refresh_roots(index);
+                    self.linker.graph.cover(end);
+                    Stage::Idle
+                }
+            }
+            Stage::Repairing(repair) => {
+                match repair.advance(&mut self.linker, index, turn, threads) {
+                    Some(repair) => Stage::Repairing(repair),
+                    None => Stage::Idle,
+                }
+            }
+        };
+        true
+    }
+
+    /// What is to be done next.
+    fn begin(&self, index: &VectorIndex) -> Option<Stage> {
+        let graph = &self.linker.graph;
+        let (first, there) = (graph.len(), index.len());
+        if first < there {
+            let most = (first / BATCH_PART).clamp(1, BATCH_MAX);
+            let end = first.saturating_add(most).min(there);
+            return Some(Stage::Choosing { first, end, joined: Vec::new() });
+        }
+        needs_repair(index, graph).then(|| Stage::Repairing(Repair::new(index, graph)))
+    }
 }

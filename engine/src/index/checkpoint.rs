@@ -3,16 +3,18 @@
 //! Invariants: the checksum covers every byte; bytes that pass it but do not make a sound graph are
 //! refused, never followed. Must not know: files, or the numbering of memories.
 //!
-//! Little-endian: magic, version u32, dim u32, nodes u32, upper lists u32, entry u64; then of all
-//! nodes the codes (i8), scales (f32), bounds (f32 error, f32 norm), tombstones (u64 words), levels
-//! (u8), base lists (32 × u32, `u32::MAX` after the last); then the upper lists (16 × u32); then
-//! the XXH3-64 of all of it. What a scan covers is not in it: the caller has those rows.
+//! Little-endian: magic, version u32, dim u32, nodes u32, nodes when the roots were chosen u32; then the roots (64 × u32, `u32::MAX`
+//! after the last); then of all nodes the codes (i8, as many as the dimension fills),
+//! scales (f32), bounds (f32 error, f32 norm), tombstones (u64 words) and neighbours (32 × u32, `u32::MAX` in empty places); then
+//! the XXH3-64 of all of it. Sketches are drawn anew, as they take four times the room; until a node has its own, walks score its
+//! neighbours one by one. What a scan covers is not in it: the caller has those rows.
 
 use super::VectorIndex;
-use super::graph::{Graph, M, M_BASE, MAX_LEVEL};
-use super::vectors::{Bounds, Vectors};
+use super::block::{DEGREE, IDS_BYTES, NONE, Pen, ids_of};
+use super::graph::{Graph, GraphView, Loaded, ROOTS, Roots};
+use super::vectors::{Measure, Vectors, width_of};
+use crate::sync::MAX_ITEMS;
 use crate::sync::shim::Mutex;
-use crate::sync::{Links, MAX_ITEMS};
 use arc_swap::ArcSwapOption;
 use flashbulb_kernels::Kernels;
 use std::io::{self, Write};
@@ -20,10 +22,9 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 const MAGIC: [u8; 8] = *b"FBINDEX\n";
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 8 + 4 * 4 + 8;
+const VERSION: u32 = 2;
+const HEADER_BYTES: usize = 8 + 4 * 4 + 4 * ROOTS as usize;
 const CHECKSUM_BYTES: usize = 8;
-const NO_ENTRY: u64 = u64::MAX;
 /// Bytes gathered before they are hashed and written.
 const BUFFER_BYTES: usize = 64 << 10;
 
@@ -75,42 +76,52 @@ impl VectorIndex {
     pub fn checkpoint(&self, out: &mut impl Write) -> io::Result<()> {
         // Holds the builder off, so that the lists belong together.
         let _no_builder = self.builder.lock();
-        let graph = self.graph.load_full().unwrap_or_default();
-        let view = graph.view();
-        let nodes = view.len();
+        let graph = self.graph.load_full();
+        let view = graph.as_ref().map(|graph| graph.view());
+        let nodes = view.as_ref().map_or(0, GraphView::covered);
         let vectors = self.vectors.view();
         let mut sink =
             Sink { out, hash: Xxh3Default::new(), buffer: Vec::with_capacity(2 * BUFFER_BYTES) };
         sink.put(&MAGIC)?;
-        for number in [VERSION, self.dim() as u32, nodes, graph.upper.len()] {
+        let (roots, of) =
+            view.as_ref().map_or((Vec::new(), 0), |view| (view.root_ids(), view.roots.of));
+        for number in [VERSION, self.dim() as u32, nodes, of] {
             sink.put(&number.to_le_bytes())?;
         }
-        let entry = view.entry.map_or(NO_ENTRY, |(n, l)| u64::from(l) << 32 | u64::from(n));
-        sink.put(&entry.to_le_bytes())?;
-        for code in vectors.codes.runs(0, nodes).flat_map(|(_, run)| run.chunks(vectors.dim)) {
+        for root in roots
+            .iter()
+            .filter(|id| **id < nodes)
+            .chain(&[NONE; ROOTS as usize])
+            .take(ROOTS as usize)
+        {
+            sink.put(&root.to_le_bytes())?;
+        }
+        for code in vectors.codes.runs(0, nodes).flat_map(|(_, run)| run.chunks(vectors.width())) {
             sink.buffer.extend(code.iter().map(|c| c.cast_unsigned()));
             sink.put(&[])?;
         }
-        for scale in vectors.scales.runs(0, nodes).flat_map(|(_, run)| run) {
-            sink.put(&scale.to_le_bytes())?;
+        for measure in vectors.measures(0, nodes).flat_map(|(_, run)| run) {
+            sink.put(&measure.scale.to_le_bytes())?;
         }
-        for bounds in vectors.bounds.runs(0, nodes).flat_map(|(_, run)| run) {
-            sink.put(&bounds.error.to_le_bytes())?;
-            sink.put(&bounds.norm.to_le_bytes())?;
+        for measure in vectors.measures(0, nodes).flat_map(|(_, run)| run) {
+            sink.put(&measure.error.to_le_bytes())?;
+            sink.put(&measure.norm.to_le_bytes())?;
         }
         for at in 0..nodes.div_ceil(64) {
             let inside = (nodes - at * 64).min(64);
             let mask = u64::MAX >> (64 - inside);
             sink.put(&(vectors.dead.word(at) & mask).to_le_bytes())?;
         }
-        for head in (0..nodes).filter_map(|node| graph.heads.get(node)) {
-            sink.put(&[head.level])?;
-        }
-        for links in (0..nodes).filter_map(|node| graph.base.get(node)) {
-            put_links(&mut sink, links)?;
-        }
-        for links in (0..graph.upper.len()).filter_map(|at| graph.upper.get(at)) {
-            put_links(&mut sink, links)?;
+        let mut ids = [NONE; DEGREE];
+        for node in 0..nodes {
+            if let Some(view) = &view {
+                view.neighbours(node, &mut ids);
+            }
+            for id in ids {
+                // Nodes that are not covered yet are not in it.
+                let id = if id < nodes { id } else { NONE };
+                sink.put(&id.to_le_bytes())?;
+            }
         }
         sink.finish()
     }
@@ -125,34 +136,23 @@ impl VectorIndex {
     ///
     /// If `dim` is 0.
     pub fn load(dim: usize, kernels: Kernels, bytes: &[u8]) -> Result<VectorIndex, LoadError> {
-        let (header, mut body) = open(dim, bytes)?;
-        let nodes = header.nodes as usize;
-        let vectors = read_vectors(dim, kernels, nodes, &mut body)?;
-        let graph = read_graph(&header, &vectors, &mut body)?;
+        let (nodes, of, mut body) = open(dim, bytes)?;
+        let roots = read_roots(nodes, &mut body)?;
+        let vectors = read_vectors(dim, kernels, nodes as usize, &mut body)?;
+        let graph = read_graph(nodes, &vectors, &mut body)?;
         let graph = (nodes > 0).then(|| Arc::new(graph));
-        Ok(VectorIndex {
+        let index = VectorIndex {
             kernels,
             vectors,
-            graph: ArcSwapOption::new(graph),
+            graph: ArcSwapOption::new(graph.clone()),
             builder: Mutex::new(None),
-        })
+        };
+        if let Some(graph) = graph {
+            let pen = Pen { kernels, vectors: index.vectors.view() };
+            graph.roots.store(Arc::new(Roots::draw(pen, &roots, of)));
+        }
+        Ok(index)
     }
-}
-
-fn put_links<W: Write, const N: usize>(sink: &mut Sink<'_, W>, links: &Links<N>) -> io::Result<()> {
-    let mut ids = [0; N];
-    let n = links.read(&mut ids);
-    ids[n..].fill(u32::MAX);
-    for id in ids {
-        sink.put(&id.to_le_bytes())?;
-    }
-    Ok(())
-}
-
-struct Header {
-    nodes: u32,
-    upper: u32,
-    entry: u64,
 }
 
 /// The bytes that were not read yet. Its length was checked, so running out is damage too.
@@ -174,30 +174,10 @@ impl<'a> Body<'a> {
     fn u32(&mut self) -> Result<u32, LoadError> {
         Ok(u32::from_le_bytes(self.array()?))
     }
-
-    fn links<const N: usize>(&mut self, nodes: u32) -> Result<Links<N>, LoadError> {
-        let mut ids = [0; N];
-        let mut n = 0;
-        for (at, id) in self.take(N * 4)?.as_chunks().0.iter().enumerate() {
-            let id = u32::from_le_bytes(*id);
-            if id == u32::MAX {
-                continue;
-            }
-            if n < at {
-                return refuse("a neighbour follows the end of its list");
-            }
-            if id >= nodes {
-                return refuse("a neighbour is out of range");
-            }
-            ids[n] = id;
-            n += 1;
-        }
-        Ok(Links::new(&ids[..n]))
-    }
 }
 
 /// Checks magic, version, length and checksum.
-fn open(dim: usize, bytes: &[u8]) -> Result<(Header, Body<'_>), LoadError> {
+fn open(dim: usize, bytes: &[u8]) -> Result<(u32, u32, Body<'_>), LoadError> {
     let mut body = Body(bytes);
     if body.array()? != MAGIC {
         return refuse("not an index checkpoint");
@@ -208,21 +188,28 @@ fn open(dim: usize, bytes: &[u8]) -> Result<(Header, Body<'_>), LoadError> {
     if body.u32()? as usize != dim {
         return refuse("another dimension");
     }
-    let header =
-        Header { nodes: body.u32()?, upper: body.u32()?, entry: u64::from_le_bytes(body.array()?) };
-    let node_bytes = dim as u128 + 4 + 8 + 1 + 4 * M_BASE as u128;
+    let (nodes, of) = (body.u32()?, body.u32()?);
+    let node_bytes = (width_of(dim) + 4 + 8 + IDS_BYTES) as u128;
     let whole = (HEADER_BYTES + CHECKSUM_BYTES) as u128
-        + u128::from(header.nodes) * node_bytes
-        + u128::from(header.nodes.div_ceil(64)) * 8
-        + u128::from(header.upper) * 4 * M as u128;
-    if whole != bytes.len() as u128 || header.nodes > MAX_ITEMS {
+        + u128::from(nodes) * node_bytes
+        + u128::from(nodes.div_ceil(64)) * 8;
+    if whole != bytes.len() as u128 || nodes > MAX_ITEMS {
         return refuse("another length than its header says");
     }
     let (content, checksum) = bytes.split_at(bytes.len() - CHECKSUM_BYTES);
     if xxh3_64(content).to_le_bytes() != checksum {
         return refuse("the checksum does not match");
     }
-    Ok((header, body))
+    Ok((nodes, of, body))
+}
+
+fn read_roots(nodes: u32, body: &mut Body<'_>) -> Result<Vec<u32>, LoadError> {
+    let roots = body.take(4 * ROOTS as usize)?.as_chunks::<4>().0;
+    let roots: Vec<u32> = ids_of(roots).collect();
+    if roots.iter().any(|id| *id >= nodes) {
+        return refuse("a root is out of range");
+    }
+    Ok(roots)
 }
 
 fn read_vectors(
@@ -231,13 +218,14 @@ fn read_vectors(
     nodes: usize,
     body: &mut Body<'_>,
 ) -> Result<Vectors, LoadError> {
-    let codes = body.take(nodes * dim)?;
+    let width = width_of(dim);
+    let codes = body.take(nodes * width)?;
     let scales = body.take(nodes * 4)?.as_chunks::<4>().0;
     let bounds = body.take(nodes * 8)?.as_chunks::<8>().0;
     let dead = body.take(nodes.div_ceil(64) * 8)?.as_chunks::<8>().0;
     let vectors = Vectors::new(dim);
-    let mut row = Vec::with_capacity(dim);
-    for ((codes, scale), bounds) in codes.chunks_exact(dim).zip(scales).zip(bounds) {
+    let mut row = Vec::with_capacity(width);
+    for ((codes, scale), bounds) in codes.chunks_exact(width).zip(scales).zip(bounds) {
         row.clear();
         row.extend(codes.iter().map(|c| c.cast_signed()));
         let (error, norm) = bounds.split_at(4);
@@ -249,7 +237,7 @@ fn read_vectors(
         if !sound {
             return refuse("codes and norm of a vector disagree");
         }
-        vectors.push_codes(&row, scale, Bounds { error, norm });
+        vectors.push_codes(&row, Measure { scale, error, norm });
     }
     for (at, word) in dead.iter().enumerate() {
         let mut bits = u64::from_le_bytes(*word);
@@ -265,38 +253,24 @@ fn read_vectors(
     Ok(vectors)
 }
 
-fn read_graph(header: &Header, vectors: &Vectors, body: &mut Body<'_>) -> Result<Graph, LoadError> {
-    let nodes = header.nodes;
-    let levels = body.take(nodes as usize)?;
-    if levels.iter().any(|&level| level > MAX_LEVEL) {
-        return refuse("a node's level is out of range");
-    }
-    if levels.iter().map(|&level| u64::from(level)).sum::<u64>() != u64::from(header.upper) {
-        return refuse("levels and upper lists disagree");
-    }
-    let base = body.take(nodes as usize * 4 * M_BASE)?;
-    let mut base = Body(base);
-    let entry = (header.entry as u32, (header.entry >> 32) as u8);
-    let graph = Graph::default();
-    let mut empty = [0; M_BASE];
-    for (node, &level) in (0..nodes).zip(levels) {
-        let links = base.links::<M_BASE>(nodes)?;
-        let linked = links.read(&mut empty) > 0 || (header.entry != NO_ENTRY && entry.0 == node);
-        if !linked && vectors.dead().is_dead(node) {
-            graph.push_skipped();
-            continue;
+fn read_graph(nodes: u32, vectors: &Vectors, body: &mut Body<'_>) -> Result<Graph, LoadError> {
+    let lists = body.take(nodes as usize * IDS_BYTES)?;
+    let mut loaded: Vec<[[u8; 4]; DEGREE]> = Vec::with_capacity(nodes as usize);
+    let graph = Graph::new(vectors.width());
+    for list in lists.as_chunks::<4>().0.as_chunks::<DEGREE>().0 {
+        let node = loaded.len() as u32;
+        let ids = list.map(u32::from_le_bytes);
+        if ids.iter().any(|id| *id != NONE && *id >= nodes) {
+            return refuse("a neighbour is out of range");
         }
-        let upper = (0..level).map(|_| body.links::<M>(nodes)).collect::<Result<Vec<_>, _>>()?;
-        graph.push_links(level, links, upper);
-    }
-    if header.entry != NO_ENTRY {
-        if header.entry >> 40 != 0 || levels.get(entry.0 as usize) != Some(&entry.1) {
-            return refuse("the entry point is not a node of its level");
+        let alone = ids.iter().all(|id| *id == NONE);
+        if alone && vectors.dead().is_dead(node) {
+            graph.add_vacant(1);
         }
-        graph.entry.store(entry.0, entry.1);
+        graph.blocks.push_vacant();
+        loaded.push(*list);
     }
-    if body.0.len() != CHECKSUM_BYTES {
-        return refuse("levels and upper lists disagree");
-    }
+    graph.loaded.store(Some(Arc::new(Loaded(loaded))));
+    graph.cover(nodes);
     Ok(graph)
 }

@@ -91,6 +91,9 @@ impl Collector {
             .sort_unstable_by(|a, b| b.upper.total_cmp(&a.upper).then(a.vector.cmp(&b.vector)));
         self.row.clear();
         self.row.resize(query.len(), 0.0);
+        for c in self.candidates.iter().take(self.k) {
+            rows.prefetch(VectorNo(c.vector));
+        }
         let mut hits: Vec<(VectorNo, f32)> = Vec::with_capacity(self.k.min(self.candidates.len()));
         let mut reranked = 0;
         for c in &self.candidates {

@@ -1,130 +1,178 @@
-//! The HNSW graph: who neighbours whom on which level.
+//! The graph: a block of neighbours for each node, and the roots where walks begin.
 //!
-//! Invariants: nodes are the first `len()` vectors; a node's own lists are written before it can be
-//! reached; only one builder writes. Must not know: distances.
+//! Invariants: nodes are the first `len()` vectors; a node's own block is published before another leads to it; what is below
+//! `covered()` can be reached. Must not know: how neighbours are chosen.
 
-use super::VectorNo;
+use super::block::{Block, DEGREE, NONE, Pen, block_bytes, ids_of};
 use crate::sync::shim::{AtomicU32, Ordering};
-use crate::sync::{AppendReader, AppendVec, EntryPoint, Links};
+use crate::sync::{BlockStore, PinnedBlocks, Watermark};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use std::sync::Arc;
 
-/// Neighbours of a node on the levels above the base, and links a new node gets on each.
-pub(super) const M: usize = 16;
-/// Neighbours of a node on the base level.
-pub(super) const M_BASE: usize = 2 * M;
-/// Highest level: reached by one node in 16¹², so it cuts off nothing.
-pub(super) const MAX_LEVEL: u8 = 12;
+/// Blocks of roots: what a walk looks at first.
+const ROOT_BLOCKS: u32 = 2;
+/// Nodes that roots lead to, at most.
+pub(super) const ROOTS: u32 = ROOT_BLOCKS * DEGREE as u32;
 
-/// A node's place above the base level.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NodeHead {
-    /// Its list on level `l ≥ 1` is `upper[first_upper + l − 1]`.
-    pub(super) first_upper: u32,
-    /// Its highest level.
-    pub(super) level: u8,
+/// Where walks begin: blocks around the origin whose neighbours are a sample of the nodes.
+#[derive(Debug, Default)]
+pub(super) struct Roots {
+    /// Blocks, one after the other.
+    pub(super) bytes: Vec<u8>,
+    /// Nodes in them.
+    pub(super) count: u32,
+    /// Nodes that the graph had when they were chosen.
+    pub(super) of: u32,
 }
+
+impl Roots {
+    /// These nodes as roots (at most [`ROOTS`]), chosen among the first `of`.
+    pub(super) fn draw(pen: Pen<'_>, ids: &[u32], of: u32) -> Roots {
+        let block = block_bytes(pen.vectors.width());
+        let mut bytes = vec![0; block * ids.len().div_ceil(DEGREE)];
+        for (block, ids) in bytes.chunks_exact_mut(block).zip(ids.chunks(DEGREE)) {
+            pen.draw(None, ids, block);
+        }
+        Roots { bytes, count: ids.len() as u32, of }
+    }
+}
+
+/// Neighbours' numbers as a checkpoint has them, of nodes that have no block yet.
+#[derive(Debug)]
+pub(super) struct Loaded(pub(super) Vec<[[u8; 4]; DEGREE]>);
 
 /// The graph over the first `len()` vectors of an index.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Graph {
-    /// Pushed last of a node's parts: its length is the length of the graph.
-    pub(super) base: AppendVec<Links<M_BASE>>,
-    pub(super) heads: AppendVec<NodeHead>,
-    pub(super) upper: AppendVec<Links<M>>,
-    pub(super) entry: EntryPoint,
-    /// Nodes that were dead when their turn came, and so have no links. Written by the builder,
-    /// read by the planner as an estimate: Relaxed.
-    skipped: AtomicU32,
+    width: usize,
+    pub(super) blocks: BlockStore,
+    pub(super) roots: ArcSwap<Roots>,
+    /// There until every loaded node has its block.
+    pub(super) loaded: ArcSwapOption<Loaded>,
+    /// The first so many nodes can be reached by walks. Moved by the builder once the links to them are published, read by searches
+    /// before they pin the blocks: what is not below it is scanned.
+    covered: Watermark,
+    /// Nodes that have no block because they were dead when their turn came, or since a repair. Written by the builder, read by
+    /// the planner as an estimate: Relaxed.
+    vacant: AtomicU32,
 }
 
-/// The graph as it is at one moment: entry point and nodes that go together.
-#[derive(Debug, Clone, Copy)]
+/// The graph as it is at one moment. While it is held, no block in it is written again.
 pub(super) struct GraphView<'a> {
-    /// Node and level where walks begin; the node is in view.
-    pub(super) entry: Option<(u32, u8)>,
-    pub(super) base: AppendReader<'a, Links<M_BASE>>,
-    heads: AppendReader<'a, NodeHead>,
-    upper: AppendReader<'a, Links<M>>,
+    width: usize,
+    pub(super) blocks: PinnedBlocks<'a>,
+    pub(super) roots: Guard<Arc<Roots>>,
+    loaded: Guard<Option<Arc<Loaded>>>,
+    covered: u32,
 }
 
 impl Graph {
-    pub(super) fn len(&self) -> u32 {
-        self.base.len()
-    }
-
-    /// Nodes without links because they were dead already.
-    pub(super) fn skipped(&self) -> u32 {
-        self.skipped.load(Ordering::Relaxed)
-    }
-
-    /// Adds a node with these lists, base level first, that nothing leads to yet.
-    pub(super) fn push(&self, level: u8, base: &[u32], upper: &[Vec<u32>]) {
-        self.push_links(level, Links::new(base), upper.iter().map(|list| Links::new(list)));
-    }
-
-    /// As [`push`](Self::push), with lists that are made already.
-    pub(super) fn push_links(
-        &self,
-        level: u8,
-        base: Links<M_BASE>,
-        upper: impl IntoIterator<Item = Links<M>>,
-    ) {
-        let first_upper = self.upper.len();
-        for list in upper {
-            self.upper.push(list);
+    /// A graph without nodes over vectors of `width` codes.
+    pub(super) fn new(width: usize) -> Graph {
+        Graph {
+            width,
+            blocks: BlockStore::new(block_bytes(width)),
+            roots: ArcSwap::default(),
+            loaded: ArcSwapOption::empty(),
+            covered: Watermark::new(),
+            vacant: AtomicU32::new(0),
         }
-        self.heads.push(NodeHead { first_upper, level });
-        self.base.push(base);
     }
 
-    /// Adds a dead vector's node: it takes its number and is never reached.
-    pub(super) fn push_skipped(&self) {
-        self.push(0, &[], &[]);
-        self.skipped.fetch_add(1, Ordering::Relaxed);
+    /// Nodes, those included that are not linked yet.
+    pub(super) fn len(&self) -> u32 {
+        self.blocks.len()
+    }
+
+    /// Nodes that walks can reach.
+    pub(super) fn covered(&self) -> u32 {
+        self.covered.load()
+    }
+
+    /// Says that the first `nodes` nodes can be reached. Builder only.
+    pub(super) fn cover(&self, nodes: u32) {
+        self.covered.store(nodes);
+    }
+
+    /// Nodes without a block because they are dead.
+    pub(super) fn vacant(&self) -> u32 {
+        self.vacant.load(Ordering::Relaxed)
+    }
+
+    /// Adds to the nodes without a block. Builder only.
+    pub(super) fn add_vacant(&self, nodes: u32) {
+        self.vacant.fetch_add(nodes, Ordering::Relaxed);
     }
 
     pub(super) fn view(&self) -> GraphView<'_> {
-        // In this order: the entry point's node was published before it, and a node's parts
-        // before its base list.
-        let entry = self.entry.load();
-        let base = self.base.reader();
-        GraphView { entry, base, heads: self.heads.reader(), upper: self.upper.reader() }
+        // In this order: what is covered was published before that was said, and a loaded list goes only when its node has a block.
+        let covered = self.covered();
+        let loaded = self.loaded.load();
+        let blocks = self.blocks.pin();
+        GraphView { width: self.width, blocks, roots: self.roots.load(), loaded, covered }
     }
 }
 
-impl<'a> GraphView<'a> {
+impl GraphView<'_> {
     pub(super) fn len(&self) -> u32 {
-        self.base.len()
+        self.blocks.len()
     }
 
-    /// A node's list on a level of 1 or more; `None` if it does not reach that level.
-    pub(super) fn upper(&self, node: u32, level: u8) -> Option<&'a Links<M>> {
-        let head = self.heads.get(node)?;
-        if level == 0 || level > head.level {
-            return None;
+    pub(super) fn covered(&self) -> u32 {
+        self.covered
+    }
+
+    /// A node's block, if it has one.
+    #[inline]
+    pub(super) fn block(&self, node: u32) -> Option<Block<'_>> {
+        Some(Block::new(self.blocks.get(node)?, self.width))
+    }
+
+    /// The blocks of the roots.
+    pub(super) fn roots(&self) -> impl Iterator<Item = Block<'_>> {
+        let bytes = block_bytes(self.width);
+        self.roots.bytes.chunks_exact(bytes).map(|bytes| Block::new(bytes, self.width))
+    }
+
+    /// The roots.
+    pub(super) fn root_ids(&self) -> Vec<u32> {
+        self.roots().flat_map(|block| block.ids().collect::<Vec<_>>()).collect()
+    }
+
+    /// The neighbours of a node that was loaded and has no block yet.
+    #[inline]
+    pub(super) fn loaded(&self, node: u32) -> Option<&[[u8; 4]; DEGREE]> {
+        self.loaded.as_ref()?.0.get(node as usize)
+    }
+
+    /// The neighbours of a node, wherever they are; fills `out` and returns how many there are.
+    pub(super) fn neighbours(&self, node: u32, out: &mut [u32; DEGREE]) -> usize {
+        let mut n = 0;
+        let mut take = |id: u32| {
+            out[n] = id;
+            n += 1;
+        };
+        if let Some(block) = self.block(node) {
+            block.ids().for_each(&mut take);
+        } else if let Some(ids) = self.loaded(node) {
+            ids_of(ids).for_each(&mut take);
         }
-        self.upper.get(head.first_upper + u32::from(level) - 1)
+        out[n..].fill(NONE);
+        n
+    }
+
+    /// Asks the processor for a node's block and codes are to come.
+    #[inline]
+    pub(super) fn prefetch(&self, node: u32) {
+        self.blocks.prefetch(node, 0..block_bytes(self.width) / LINE);
     }
 }
 
-/// The level of a node: a geometric distribution with ratio 1/`M`, from a hash of the number, so
-/// that the same pushes give the same graph.
-pub(super) fn level_of(node: VectorNo) -> u8 {
-    // splitmix64 (Steele, Lea & Flood 2014).
-    let mut x = (u64::from(node.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^= x >> 31;
-    // Each further level needs log2(M) = 4 more leading zeros.
-    ((x.leading_zeros() / M.ilog2()) as u8).min(MAX_LEVEL)
-}
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_node_in_sixteen_rises() {
-        let risen = (0..100_000).filter(|&n| level_of(VectorNo(n)) > 0).count();
-        assert!((5_900..6_600).contains(&risen), "{risen}");
+impl std::fmt::Debug for GraphView<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GraphView").field("len", &self.len()).finish_non_exhaustive()
     }
 }

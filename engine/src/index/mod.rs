@@ -1,23 +1,27 @@
-//! The vector index of one space: exact scan for small spaces, HNSW with a scanned tail for large.
+//! The vector index of one space: exact scan for small spaces, a graph with a scanned tail for large.
 //!
 //! Invariants: a vector is findable as soon as [`VectorIndex::push`] returns, and never again once
 //! [`VectorIndex::kill`] returns; a scan answers exactly although it reads only i8 codes; searches
 //! wait for no writer; an idle index costs about a kilobyte, no thread and no buffer.
 //! Must not know: memories, filters' language, files, spaces.
 //!
-//! Vectors are numbered densely in the order of their pushes. A prefix of them is in the graph
-//! (Malkov & Yashunin, *HNSW*, TPAMI 2020); [`VectorIndex::build_step`] moves the border. The f32
-//! rows stay with the caller ([`RowSource`]) and are read only to rerank the last few candidates.
+//! Vectors are numbered densely in the order of their pushes. A prefix of them is in the graph, one level of nodes whose blocks
+//! hold sketches of their neighbours (Gou et al., *SymphonyQG*, SIGMOD 2025, here grown and repaired while it is searched);
+//! [`VectorIndex::build_step`] moves the border. The f32 rows stay with the caller ([`RowSource`]) and are read only to rerank the
+//! last few candidates.
 
 mod accept;
 mod audit;
+mod block;
 mod build;
 mod checkpoint;
+mod choose;
 mod collector;
 mod graph;
-mod insert;
+mod link;
 mod plan;
 mod pool;
+mod repair;
 mod scan;
 mod scratch;
 mod search;
@@ -58,6 +62,9 @@ pub trait RowSource {
     ///
     /// If the row cannot be read; the search then fails with this error.
     fn copy_row(&self, vector: VectorNo, out: &mut [f32]) -> Result<(), Self::Error>;
+
+    /// Asks the processor for a row that will be copied soon, if it can.
+    fn prefetch(&self, _vector: VectorNo) {}
 }
 
 /// The index of one space. Shared freely: searches and kills from any thread, pushes from one at a
@@ -65,7 +72,7 @@ pub trait RowSource {
 pub struct VectorIndex {
     kernels: Kernels,
     vectors: Vectors,
-    /// The graph over the first `graph.len()` vectors; `None` while the space is small.
+    /// The graph over the first `graph.covered()` vectors; `None` while the space is small.
     graph: ArcSwapOption<Graph>,
     /// What a builder keeps between steps; there only while there is something to build.
     builder: Mutex<Option<Box<build::Builder>>>,
@@ -131,8 +138,16 @@ impl VectorIndex {
 
     /// Vectors that the graph covers: the first so many. The others are scanned.
     pub fn graph_len(&self) -> u32 {
-        self.graph.load().as_ref().map_or(0, |graph| graph.len())
+        self.graph.load().as_ref().map_or(0, |graph| graph.covered())
     }
+}
+
+/// Spreads numbers over all of u64 (splitmix64: Steele, Lea & Flood 2014).
+fn hash(vector: VectorNo) -> u64 {
+    let mut x = (u64::from(vector.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
 }
 
 impl fmt::Debug for VectorIndex {

@@ -1,90 +1,74 @@
 //! The candidates of a walk, and the set of nodes it has seen.
 //!
-//! Invariant: a walk allocates nothing; both are grown before it. Must not know: vectors, graphs.
+//! Invariant: a candidate leaves when it is expanded and not before; a walk allocates nothing once its buffers have grown. Must not
+//! know: vectors, graphs.
 //!
-//! A sorted array beats two heaps at these sizes: one binary search and one move per insertion,
-//! and the next candidate is found by a cursor (as in SymphonyQG and Glass).
+//! Most candidates are never looked at again, so they are put on a heap, where one that is no better than most costs a comparison or
+//! two; a sorted array moved half of itself for each.
 
-/// Marks a candidate that was expanded; numbers stay below it
-/// ([`MAX_ITEMS`](crate::sync::MAX_ITEMS)).
-const EXPANDED: u32 = 1 << 31;
+use std::collections::BinaryHeap;
 
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    score: f32,
-    /// Node number, with `EXPANDED`.
-    node: u32,
-}
-
-/// The best candidates found so far, best first.
+/// Candidates by their estimates.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
-    slots: Vec<Slot>,
-    capacity: usize,
-    /// Everything before it is expanded.
-    cursor: usize,
+    /// Estimate above node: [`key`].
+    heap: BinaryHeap<u64>,
+}
+
+/// A number that grows with the estimate; of equal estimates, with the node.
+#[inline]
+fn key(node: u32, estimate: f32) -> u64 {
+    let bits = estimate.to_bits();
+    // Negative numbers grow towards zero: all their bits turn; of others, the sign.
+    let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    u64::from(ordered) << 32 | u64::from(node)
+}
+
+/// The estimate in a key.
+#[inline]
+fn estimate(key: u64) -> f32 {
+    let ordered = (key >> 32) as u32;
+    f32::from_bits(if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered })
 }
 
 impl Pool {
-    /// Empties the pool and sets how many candidates it keeps.
-    pub(super) fn begin(&mut self, capacity: usize) {
-        self.slots.clear();
-        self.slots.reserve(capacity + 1);
-        self.capacity = capacity;
-        self.cursor = 0;
+    /// Empties the pool.
+    pub(super) fn begin(&mut self) {
+        self.heap.clear();
     }
 
-    /// Candidates kept now.
-    pub(super) fn len(&self) -> usize {
-        self.slots.len()
+    /// Whether no candidate is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.heap.is_empty()
     }
 
-    /// Adds a candidate if it is among the best; the worst one makes room.
+    /// Adds a candidate.
     #[inline]
-    pub(super) fn offer(&mut self, node: u32, score: f32) {
-        if self.admits(score) {
-            self.insert(node, score);
+    pub(super) fn offer(&mut self, node: u32, estimate: f32) {
+        self.heap.push(key(node, estimate));
+    }
+
+    /// Takes the best candidate out, if it reaches `least`.
+    #[inline]
+    pub(super) fn expand(&mut self, least: f32) -> Option<u32> {
+        let best = *self.heap.peek()?;
+        if estimate(best) < least {
+            return None;
         }
+        self.heap.pop();
+        Some(best as u32)
     }
 
-    /// Whether a candidate of this score would be kept.
+    /// The candidate that [`expand`](Self::expand) would look at.
     #[inline]
-    fn admits(&self, score: f32) -> bool {
-        self.slots.len() < self.capacity || self.slots.last().is_some_and(|s| score > s.score)
+    pub(super) fn peek(&self) -> Option<u32> {
+        self.heap.peek().map(|best| *best as u32)
     }
 
-    fn insert(&mut self, node: u32, score: f32) {
-        if self.slots.len() == self.capacity {
-            self.slots.pop();
-        }
-        let at = self.slots.partition_point(|s| s.score >= score);
-        self.slots.insert(at, Slot { score, node });
-        self.cursor = self.cursor.min(at);
-    }
-
-    /// The best candidate that was not expanded yet, which now counts as expanded.
-    #[inline]
-    pub(super) fn expand(&mut self) -> Option<u32> {
-        let node = self.peek()?;
-        self.slots[self.cursor].node |= EXPANDED;
-        Some(node)
-    }
-
-    /// The candidate that [`expand`](Self::expand) would return.
-    #[inline]
-    pub(super) fn peek(&mut self) -> Option<u32> {
-        while let Some(slot) = self.slots.get(self.cursor) {
-            if slot.node & EXPANDED == 0 {
-                return Some(slot.node);
-            }
-            self.cursor += 1;
-        }
-        None
-    }
-
-    /// All candidates, best first: node and score.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, f32)> + '_ {
-        self.slots.iter().map(|s| (s.node & !EXPANDED, s.score))
+    /// The candidates that are left and reach `least`, in no order.
+    pub(super) fn rest(&self, least: f32) -> impl Iterator<Item = u32> + '_ {
+        let least = key(0, least);
+        self.heap.iter().filter(move |key| **key >= least).map(|key| *key as u32)
     }
 }
 
@@ -127,19 +111,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pool_keeps_the_best_and_expands_best_first() {
+    fn candidates_come_best_first() {
         let mut pool = Pool::default();
-        pool.begin(3);
-        for (node, score) in [(1, 0.1), (2, 0.5), (3, 0.3), (4, 0.4)] {
-            if pool.admits(score) {
-                pool.insert(node, score);
-            }
+        pool.begin();
+        for (node, score) in [(1, -0.1), (2, 0.5), (3, 0.3), (4, 0.4), (5, -0.7), (6, 0.0)] {
+            pool.offer(node, score);
         }
-        assert!(!pool.admits(0.3), "an equal score does not push another out");
-        assert_eq!(pool.expand(), Some(2));
-        pool.offer(5, 0.9);
-        assert_eq!((pool.expand(), pool.expand(), pool.expand()), (Some(5), Some(4), None));
-        assert_eq!(pool.iter().collect::<Vec<_>>(), [(5, 0.9), (2, 0.5), (4, 0.4)]);
+        let all = f32::NEG_INFINITY;
+        assert_eq!(pool.expand(all), Some(2));
+        pool.offer(7, 0.9);
+        assert_eq!((pool.expand(0.95), pool.peek()), (None, Some(7)), "not good enough");
+        assert_eq!((pool.expand(0.9), pool.expand(all)), (Some(7), Some(4)));
+        let mut rest: Vec<u32> = pool.rest(-0.1).collect();
+        rest.sort_unstable();
+        assert_eq!(rest, [1, 3, 6]);
+        let order: Vec<u32> = std::iter::from_fn(|| pool.expand(all)).collect();
+        assert_eq!(order, [3, 6, 1, 5]);
+        assert!(pool.is_empty());
+    }
+
+    #[test]
+    fn keys_keep_every_estimate() {
+        for value in [0.0, -0.0, 1.5, -1.5, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert_eq!(estimate(key(9, value)).to_bits(), value.to_bits());
+            assert_eq!(key(9, value) as u32, 9);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use super::VectorNo;
 use super::accept::Accept;
 use super::collector::Collector;
-use super::vectors::{Bounds, QueryCodes, VectorsView};
+use super::vectors::{Measure, QueryCodes, VectorsView};
 use flashbulb_kernels::Kernels;
 
 /// Rows scored at a time: their codes pass through the first-level cache once.
@@ -16,8 +16,7 @@ pub(super) const BLOCK: usize = 64;
 struct Run<'a> {
     first: u32,
     codes: &'a [i8],
-    scales: &'a [f32],
-    bounds: &'a [Bounds],
+    measures: &'a [Measure],
 }
 
 /// Offers the vectors `from..to` and returns how many rows of codes were read.
@@ -30,10 +29,9 @@ pub(super) fn scan(
     collector: &mut Collector,
 ) -> u64 {
     let mut read = 0;
-    // All three grow alike, so their runs are cut at the same numbers.
-    let runs = view.codes.runs(from, to).zip(view.scales.runs(from, to));
-    for (((first, codes), (_, scales)), (_, bounds)) in runs.zip(view.bounds.runs(from, to)) {
-        let run = Run { first, codes, scales, bounds };
+    // Both grow alike, so their runs are cut at the same numbers.
+    for ((first, codes), (_, measures)) in view.codes.runs(from, to).zip(view.measures(from, to)) {
+        let run = Run { first, codes, measures };
         read += match accept {
             Accept::Bits(_) => scan_members(view, query, &run, accept, kernels, collector),
             Accept::All | Accept::Test(_) => {
@@ -54,14 +52,15 @@ fn scan_all(
     collector: &mut Collector,
 ) -> u64 {
     let mut dots = [0; BLOCK];
-    for (block, codes) in run.codes.chunks(BLOCK * view.dim).enumerate() {
+    for (block, codes) in run.codes.chunks(BLOCK * view.width()).enumerate() {
         let start = block * BLOCK;
-        let dots = &mut dots[..codes.len() / view.dim];
+        let dots = &mut dots[..codes.len() / view.width()];
         kernels.dot_i8_rows(&query.codes, codes, dots);
         for (i, &dot) in dots.iter().enumerate() {
             let at = start + i;
-            let score = dot as f32 * (query.scale * run.scales[at]);
-            let slack = query.slack(run.bounds[at]);
+            let measure = run.measures[at];
+            let score = dot as f32 * (query.scale * measure.scale);
+            let slack = query.slack(measure);
             if score + slack >= collector.threshold() {
                 let vector = VectorNo(run.first + at as u32);
                 if !view.dead.is_dead(vector.0) && accept.accepts(vector) {
@@ -70,7 +69,7 @@ fn scan_all(
             }
         }
     }
-    run.scales.len() as u64
+    run.measures.len() as u64
 }
 
 /// Scores the members of a set only.
@@ -85,7 +84,7 @@ fn scan_members(
     let Accept::Bits(members) = accept else {
         return 0;
     };
-    let (first, end) = (run.first, run.first + run.scales.len() as u32);
+    let (first, end) = (run.first, run.first + run.measures.len() as u32);
     let mut read = 0;
     let mut ids = [0; BLOCK];
     for word in first / 64..=(end - 1) / 64 {
@@ -103,9 +102,10 @@ fn scan_members(
         }
         for &number in &ids[..n] {
             let at = (number - first) as usize;
-            let codes = &run.codes[at * view.dim..][..view.dim];
-            let score = kernels.dot_i8(&query.codes, codes) as f32 * (query.scale * run.scales[at]);
-            let slack = query.slack(run.bounds[at]);
+            let codes = &run.codes[at * view.width()..][..view.width()];
+            let measure = run.measures[at];
+            let score = kernels.dot_i8(&query.codes, codes) as f32 * (query.scale * measure.scale);
+            let slack = query.slack(measure);
             collector.offer(VectorNo(number), score, slack);
         }
         read += n as u64;

@@ -3,16 +3,15 @@
 //! Invariant: any scratch fits any index; it only grows. Must not know: which index it served last.
 
 use super::collector::Collector;
-use super::pool::{Pool, Visited};
 use super::vectors::QueryCodes;
+use super::walk::Trail;
 
 /// Buffers of one search at a time. Keep one for each thread that searches: after the first few
 /// searches they are large enough, and a walk allocates nothing.
 #[derive(Debug, Default)]
 pub struct Scratch {
     pub(super) query: QueryCodes,
-    pub(super) pool: Pool,
-    pub(super) visited: Visited,
+    pub(super) trail: Trail,
     pub(super) collector: Collector,
 }
 

@@ -10,7 +10,7 @@ use super::plan::{Plan, plan};
 use super::scan::scan;
 use super::scratch::Scratch;
 use super::vectors::VectorsView;
-use super::walk::Walk;
+use super::walk::{Reach, Walk};
 use super::{RowSource, VectorIndex, VectorNo};
 use std::fmt;
 
@@ -70,7 +70,7 @@ pub struct SearchResult {
     pub path: SearchPath,
     /// Vectors whose codes a scan read.
     pub scanned: u64,
-    /// Nodes that walks scored.
+    /// Nodes that walks expanded: each scored exactly, and its neighbours estimated.
     pub visited: u64,
     /// f32 rows read to rerank.
     pub reranked: u64,
@@ -96,23 +96,24 @@ impl VectorIndex {
     ) -> Result<SearchResult, R::Error> {
         assert!(params.k > 0, "a search asks for at least one hit");
         assert_eq!(query.len(), self.dim(), "a query has the index's dimension");
-        scratch.query.set(query, self.kernels);
+        scratch.query.set(query, self.vectors.view().rotation, self.kernels);
         scratch.collector.begin(params.k);
         let graph = self.graph.load();
         // The graph first: whatever it covers is then in the view of the vectors.
-        let graph_view = graph.as_deref().map(|g| (g.view(), g.skipped()));
+        let graph_view = graph.as_deref().map(|g| (g.view(), g.vacant()));
         let vectors = self.vectors.view();
         let mut visited = 0;
         let mut path = SearchPath::Scan;
         let mut scan_from = 0;
-        if let Some((view, skipped)) = graph_view
+        if let Some((view, vacant)) = graph_view
             && let Plan::Walk { pool, pool_max, want } =
-                plan(&vectors, view.len(), skipped, accept, params)
+                plan(&vectors, view.covered(), vacant, accept, params)
         {
-            let mut widths = Widths { pool, pool_max, want };
-            let found = self.walk(view, vectors, accept, &mut widths, scratch, &mut visited);
+            let mut widths =
+                Widths { k: params.k, ef: params.ef.max(params.k), pool, pool_max, want };
+            let found = self.walk(&view, vectors, accept, &mut widths, scratch, &mut visited);
             if found {
-                scan_from = view.len();
+                scan_from = view.covered();
                 let all = scan_from == vectors.len();
                 path = if all { SearchPath::Graph } else { SearchPath::GraphAndScan };
             } else {
@@ -130,7 +131,7 @@ impl VectorIndex {
     /// `false`, with nothing offered, if there were too few even in the widest.
     fn walk(
         &self,
-        graph: GraphView<'_>,
+        graph: &GraphView<'_>,
         vectors: VectorsView<'_>,
         accept: Accept<'_>,
         widths: &mut Widths,
@@ -138,20 +139,22 @@ impl VectorIndex {
         visited: &mut u64,
     ) -> bool {
         let walk = Walk { graph, vectors, kernels: self.kernels };
-        let Some((entry, top)) = graph.entry else {
-            return false;
+        scratch.query.prepare_walk(self.kernels);
+        let covered = graph.covered();
+        let returnable = |node: u32| {
+            node < covered && !vectors.dead.is_dead(node) && accept.accepts(VectorNo(node))
         };
-        let (start, scored) = walk.descend(&scratch.query.codes, entry, top, 0);
-        *visited += scored;
         loop {
-            let Scratch { query, pool, visited: seen, .. } = scratch;
-            *visited += walk.level(&query.codes, (start, 0), widths.pool, pool, seen);
-            let offered = offer_pool(scratch, &vectors, accept);
-            if offered >= widths.want {
+            let Scratch { query, trail, .. } = scratch;
+            let reach = Reach::of(widths.k, widths.ef, widths.pool);
+            walk.run(query, &reach, &returnable, trail);
+            *visited += trail.expanded as u64;
+            let (found, exhausted) = (trail.found_enough(&reach), trail.pool.is_empty());
+            let offered = offer_scored(scratch, &vectors, &returnable);
+            if found || offered >= widths.want {
                 return true;
             }
             scratch.collector.begin_again();
-            let exhausted = scratch.pool.len() < widths.pool;
             if exhausted || widths.pool >= widths.pool_max {
                 return false;
             }
@@ -160,27 +163,29 @@ impl VectorIndex {
     }
 }
 
-/// How many candidates to keep, and how many of them must be returnable.
+/// How far to walk, and how many of what is found must be returnable.
 struct Widths {
+    k: usize,
+    ef: usize,
     pool: usize,
     pool_max: usize,
     want: usize,
 }
 
-/// Offers what the walk found and the search may return; returns how many that are.
-fn offer_pool(scratch: &mut Scratch, vectors: &VectorsView<'_>, accept: Accept<'_>) -> usize {
-    let Scratch { query, pool, collector, .. } = scratch;
+/// Offers what the walk scored and the search may return; returns how many that are.
+fn offer_scored(
+    scratch: &mut Scratch,
+    vectors: &VectorsView<'_>,
+    returnable: &dyn Fn(u32) -> bool,
+) -> usize {
+    let Scratch { query, trail, collector, .. } = scratch;
     let collector: &mut Collector = collector;
     let mut offered = 0;
-    for (node, score) in pool.iter() {
-        let vector = VectorNo(node);
-        if vectors.dead.is_dead(node) || !accept.accepts(vector) {
-            continue;
-        }
-        let Some(&[bounds]) = vectors.bounds.row(node) else {
+    for (node, score) in trail.scored.iter().filter(|(node, _)| returnable(*node)) {
+        let Some(measure) = vectors.measure(*node) else {
             continue;
         };
-        collector.offer(vector, score * query.scale, query.slack(bounds));
+        collector.offer(VectorNo(*node), *score, query.likely_slack(measure));
         offered += 1;
     }
     offered

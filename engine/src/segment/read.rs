@@ -167,6 +167,15 @@ impl Segment {
         Ok(())
     }
 
+    /// Asks the processor for the row of `dim` values at `offset`. It is not looked at, so it need not be checked.
+    pub(crate) fn prefetch_row(&self, offset: u64, dim: usize) {
+        let end = self.within(offset, dim as u64 * 4);
+        if let Some(bytes) = end.and_then(|end| self.map.bytes().get(offset as usize..end as usize))
+        {
+            flashbulb_kernels::prefetch(bytes);
+        }
+    }
+
     /// All rows of one entry.
     pub(crate) fn rows(&self, entry: &VectorEntry) -> Result<Vec<f32>, Error> {
         let len = u64::from(entry.count) * u64::from(self.header.dim) * 4;

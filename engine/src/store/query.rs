@@ -27,6 +27,19 @@ impl RowSource for Rows<'_> {
     fn copy_row(&self, vector: VectorNo, out: &mut [f32]) -> Result<(), Error> {
         self.store.copy_row(self.space, vector.0, out)
     }
+
+    fn prefetch(&self, vector: VectorNo) {
+        let Some(cell) = self.space.vectors.get(vector.0) else { return };
+        let dim = self.space.index.dim();
+        // A row that has moved is copied from where it is then: asking for it is a hint.
+        let _ = self.store.parts.resolve(
+            || cell.loc(),
+            |part, loc| {
+                part.prefetch_row(loc, dim);
+                Ok(())
+            },
+        );
+    }
 }
 
 impl Store {

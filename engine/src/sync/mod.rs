@@ -17,7 +17,6 @@ mod chunks;
 mod commit;
 mod crew;
 mod epochs;
-mod links;
 mod mailbox;
 mod place;
 mod publication;
@@ -34,7 +33,6 @@ pub use chunks::MAX_ITEMS;
 pub use commit::{CommitQueue, Group, Refused, Task, Until};
 pub use crew::{Crew, HELPERS, Lent, MAX_PARTS};
 pub use epochs::{Epochs, Pinned};
-pub use links::{EntryPoint, Links};
 pub use mailbox::Mailbox;
 pub use place::{Place, Swapped};
 #[cfg(loom)]

@@ -12,18 +12,19 @@ use std::arch::x86_64::{
     _mm256_add_epi32, _mm256_add_pd, _mm256_add_ps, _mm256_and_si256, _mm256_castpd256_pd128,
     _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cmp_ps,
     _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_cvtps_epi32, _mm256_cvtps_pd, _mm256_extractf128_pd, _mm256_extractf128_ps,
-    _mm256_extracti128_si256, _mm256_fmadd_pd, _mm256_fmadd_ps, _mm256_fnmadd_pd,
-    _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_epu32,
-    _mm256_movemask_ps, _mm256_mul_ps, _mm256_packs_epi16, _mm256_packs_epi32,
-    _mm256_permutevar8x32_epi32, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_pd,
-    _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256,
-    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_ps,
-    _mm256_storeu_si256, _mm256_sub_epi16, _mm256_sub_ps,
+    _mm256_cvtps_epi32, _mm256_cvtps_pd, _mm256_cvttps_epi32, _mm256_extractf128_pd,
+    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_pd, _mm256_fmadd_ps,
+    _mm256_fnmadd_pd, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_max_epu32, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps,
+    _mm256_packs_epi16, _mm256_packs_epi32, _mm256_packus_epi16, _mm256_permutevar8x32_epi32,
+    _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_pd, _mm256_set1_ps, _mm256_setr_epi32,
+    _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_shuffle_epi8,
+    _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi16,
+    _mm256_sub_ps,
 };
 
 use crate::scalar::{self, Step};
-use crate::signs::{GROUP_BYTES, GROUPS_IN_U16};
+use crate::signs::{self, GROUP, GROUP_BYTES, GROUPS_IN_U16};
 use crate::sketch::{self, Coded, Sums};
 use crate::{SIGN_ROWS, SignTable};
 
@@ -320,7 +321,27 @@ pub(crate) fn sign_sums(table: &[u8], packed: &[u8], out: &mut [u32; SIGN_ROWS])
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn sign_table(query: &[f32], inverse: f32, bytes: &mut [u8]) {
-    scalar::sign_table(query, inverse, bytes);
+    let (inverse, half) = (_mm256_set1_ps(inverse), _mm256_set1_ps(0.5));
+    let (zero, most) = (_mm256_setzero_ps(), _mm256_set1_ps(255.0));
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0);
+    for (group, bytes) in query.chunks(GROUP).zip(bytes.as_chunks_mut::<GROUP_BYTES>().0) {
+        let mut sums = [_mm256_set1_ps(signs::below(group)); 2];
+        for (value, positive) in group.iter().zip(&signs::POSITIVE) {
+            let twice = _mm256_set1_ps(value * 2.0);
+            for (sums, positive) in sums.iter_mut().zip(positive.as_chunks::<8>().0) {
+                *sums = _mm256_add_ps(*sums, _mm256_mul_ps(load_f32(positive), twice));
+            }
+        }
+        let [low, high] = sums.map(|sums| {
+            let steps = _mm256_add_ps(_mm256_mul_ps(sums, inverse), half);
+            _mm256_cvttps_epi32(_mm256_max_ps(_mm256_min_ps(steps, most), zero))
+        });
+        // Packing works within lanes: eight of sixteen bits, then bytes, then the four parts in order.
+        let packed = _mm256_packus_epi16(_mm256_packs_epi32(low, high), _mm256_setzero_si256());
+        let packed = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(packed, order));
+        // SAFETY: the array holds the 16 bytes written; the store needs no alignment.
+        unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast::<__m128i>(), packed) };
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -13,10 +13,11 @@ use std::arch::x86_64::{
     _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_set_m128i,
     _mm512_add_epi16, _mm512_add_epi32, _mm512_add_pd, _mm512_add_ps, _mm512_and_si512,
     _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_si256, _mm512_cmp_ps_mask,
-    _mm512_cvtepi32_pd, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
-    _mm512_cvtps_epi32, _mm512_cvtps_pd, _mm512_cvtsepi32_epi8, _mm512_dpbusd_epi32,
-    _mm512_extracti64x4_epi64, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_fnmadd_pd, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_ps, _mm512_max_epu32,
+    _mm512_cvtepi32_epi8, _mm512_cvtepi32_pd, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32,
+    _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_cvtps_pd, _mm512_cvtsepi32_epi8,
+    _mm512_cvttps_epi32, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_pd,
+    _mm512_fmadd_ps, _mm512_fnmadd_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_add_ps,
+    _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_ps, _mm512_max_epu32, _mm512_max_ps, _mm512_min_ps,
     _mm512_mul_ps, _mm512_reduce_add_epi32, _mm512_reduce_add_pd, _mm512_reduce_add_ps,
     _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps,
     _mm512_setzero_pd, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_epi8,
@@ -25,7 +26,7 @@ use std::arch::x86_64::{
 };
 
 use crate::scalar::{self, Step};
-use crate::signs::{GROUP_BYTES, GROUPS_IN_U16};
+use crate::signs::{self, GROUP, GROUP_BYTES, GROUPS_IN_U16};
 use crate::sketch::{self, Coded, Sums};
 use crate::{SIGN_ROWS, SignTable};
 
@@ -334,7 +335,21 @@ fn sign_registers(table: &[u8], packed: &[u8]) -> [__m512i; 2] {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
 pub(crate) fn sign_table(query: &[f32], inverse: f32, bytes: &mut [u8]) {
-    scalar::sign_table(query, inverse, bytes);
+    // Which of the sixteen sums have each of the four values positive.
+    const POSITIVE: [__mmask16; GROUP] = [0xaaaa, 0xcccc, 0xf0f0, 0xff00];
+    let (inverse, half) = (_mm512_set1_ps(inverse), _mm512_set1_ps(0.5));
+    let (zero, most) = (_mm512_setzero_ps(), _mm512_set1_ps(255.0));
+    for (group, bytes) in query.chunks(GROUP).zip(bytes.as_chunks_mut::<GROUP_BYTES>().0) {
+        let mut sums = _mm512_set1_ps(signs::below(group));
+        for (value, positive) in group.iter().zip(POSITIVE) {
+            sums = _mm512_mask_add_ps(sums, positive, sums, _mm512_set1_ps(value * 2.0));
+        }
+        let steps = _mm512_add_ps(_mm512_mul_ps(sums, inverse), half);
+        let steps = _mm512_cvttps_epi32(_mm512_max_ps(_mm512_min_ps(steps, most), zero));
+        let steps = _mm512_cvtepi32_epi8(steps);
+        // SAFETY: the array holds the 16 bytes written; the store needs no alignment.
+        unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast::<__m128i>(), steps) };
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]

@@ -1,35 +1,44 @@
 //! Graphs as the index builds them, and graphs with one thing wrong.
 
-use super::super::graph::Graph;
+use super::super::block::{Pen, block_bytes};
+use super::super::graph::{Graph, Roots};
 use super::super::{Audit, VectorIndex, VectorNo};
 use super::data::{Rows, build};
-use crate::sync::Links;
 use std::sync::Arc;
 
-/// The index of `rows` with this graph in the place of its own.
-fn with(rows: &Rows, graph: Graph) -> VectorIndex {
-    let index = rows.index();
+/// An index of 8 vectors with a graph of as many nodes as there are lists, whose walks begin at `root`.
+fn with(root: u32, lists: &[&[u32]]) -> VectorIndex {
+    let index = Rows::clustered(8, 8, 1).index();
+    let graph = Graph::new(index.vectors.width());
+    let pen = Pen { kernels: index.kernels, vectors: index.vectors.view() };
+    for (node, links) in (0..).zip(lists) {
+        let mut slot = graph.blocks.reserve();
+        pen.draw(Some(node), links, slot.bytes_mut());
+        // Numbers that are no vector's are not drawn, so they are written by hand.
+        for (at, id) in links.iter().enumerate() {
+            slot.bytes_mut()[4 * at..4 * at + 4].copy_from_slice(&id.to_le_bytes());
+        }
+        graph.blocks.push(slot);
+    }
+    let mut bytes = vec![0; block_bytes(index.vectors.width())];
+    pen.draw(None, &[root], &mut bytes);
+    bytes[..4].copy_from_slice(&root.to_le_bytes());
+    graph.roots.store(Arc::new(Roots { bytes, count: 1, of: 8 }));
+    graph.cover(graph.len());
     index.graph.store(Some(Arc::new(graph)));
     index
 }
 
-/// A ring of `n` nodes on the base level, the first also on level 1.
-fn ring(n: u32) -> Graph {
-    let graph = Graph::default();
-    for node in 0..n {
-        let next = [(node + 1) % n];
-        if node == 0 {
-            graph.push(1, &next, &[Vec::new()]);
-        } else {
-            graph.push(0, &next, &[]);
-        }
-    }
-    graph.entry.store(0, 1);
-    graph
+/// A ring of 8 nodes, one of which leads elsewhere.
+fn ring(but: u32, links: &[u32]) -> VectorIndex {
+    let next: Vec<[u32; 1]> = (0..8).map(|node| [(node + 1) % 8]).collect();
+    let mut lists: Vec<&[u32]> = next.iter().map(<[u32; 1]>::as_slice).collect();
+    lists[but as usize] = links;
+    with(0, &lists)
 }
 
-fn problems(graph: Graph) -> Vec<String> {
-    with(&Rows::clustered(8, 8, 1), graph).audit().problems
+fn problems(index: &VectorIndex) -> Vec<String> {
+    index.audit().problems
 }
 
 #[test]
@@ -54,63 +63,39 @@ fn vectors_that_were_dead_before_they_joined_are_not_missed() {
     let rows = Rows::clustered(40, 8, 47);
     let index = rows.index();
     (0..40).for_each(|n| assert!(index.kill(VectorNo(n))));
-    while index.build_from(0, &mut || true) {}
+    while index.build_from(0, 1, &mut || true) {}
     let audit = index.audit();
     assert_eq!((audit.nodes, audit.unreachable, &audit.problems[..]), (40, 0, &[][..]));
 }
 
 #[test]
 fn a_sound_ring_has_no_problem() {
-    assert_eq!(problems(ring(8)), [""; 0]);
+    let audit = ring(0, &[1]).audit();
+    assert_eq!((audit.links, audit.unreachable, &audit.problems[..]), (8, 0, &[][..]));
 }
 
 #[test]
 fn each_thing_that_is_wrong_is_named() {
-    let base = |node: u32, links: &[u32]| {
-        let graph = ring(8);
-        graph.base.get(node).unwrap().replace(links);
-        problems(graph)
-    };
-    assert_eq!(base(3, &[4, 3]), ["node 3 links to itself on level 0 (3)"]);
-    assert_eq!(base(3, &[4, 8]), ["node 3 links to no node on level 0 (8)"]);
-    assert_eq!(base(3, &[4, 4]), ["node 3 links to the same node twice on level 0 (4)"]);
-
-    let graph = ring(8);
-    graph.upper.get(0).unwrap().replace(&[5]);
-    let found = problems(graph);
-    assert_eq!(found, ["node 0 links to a node that does not reach this level on level 1 (5)"]);
-
-    let graph = ring(8);
-    graph.entry.store(2, 0);
-    assert_eq!(problems(graph), ["the entry point 2 is on level 0, the highest is 1"]);
-    let graph = ring(8);
-    graph.entry.store(9, 1);
-    assert_eq!(problems(graph), ["the entry point 9 is not a node"]);
-
-    let graph = Graph::default();
-    graph.push(0, &[], &[]);
-    assert_eq!(problems(graph), ["there are live nodes and no entry point"]);
-    assert_eq!(problems(ring(9)), ["the graph has 9 nodes, there are 8 vectors"]);
-
-    let graph = ring(8);
-    graph.heads.push(super::super::graph::NodeHead { first_upper: 7, level: 2 });
-    graph.base.push(Links::new(&[]));
-    let found = with(&Rows::clustered(9, 8, 1), graph).audit();
+    assert_eq!(problems(&ring(3, &[4, 3])), ["node 3 links to itself (3)"]);
+    assert_eq!(problems(&ring(3, &[4, 8])), ["node 3 links to no node (8)"]);
+    assert_eq!(problems(&ring(3, &[4, 4])), ["node 3 links to the same node twice (4)"]);
+    let lists: Vec<&[u32]> = vec![&[1], &[0]];
+    assert_eq!(problems(&with(2, &lists)), ["the root 2 is not a node"]);
+    let lists: Vec<&[u32]> = vec![&[1]; 9];
     assert_eq!(
-        found.problems,
-        [
-            "node 8 has no list on level 1",
-            "node 8 has no list on level 2",
-            "the entry point 0 is on level 1, the highest is 2"
-        ]
+        problems(&with(0, &lists)),
+        ["the graph has 9 nodes, there are 8 vectors", "node 1 links to itself (1)"]
     );
+    let index = ring(0, &[1]);
+    index.graph.load_full().unwrap().blocks.vacate(5);
+    assert_eq!(problems(&index), ["node 5 is live and has no block"]);
+    index.kill(VectorNo(5));
+    assert_eq!(problems(&index), [""; 0]);
 }
 
 #[test]
 fn a_live_vector_that_no_link_leads_to_is_counted() {
-    let graph = ring(8);
-    graph.base.get(3).unwrap().replace(&[0]);
-    let index = with(&Rows::clustered(8, 8, 1), graph);
+    let index = ring(3, &[0]);
     assert_eq!((index.audit().unreachable, index.audit().problem_count), (4, 0));
     index.kill(VectorNo(7));
     assert_eq!(index.audit().unreachable, 3, "a dead one is not missed");

@@ -59,7 +59,7 @@ impl Pair {
             Step::Kill(_) => {}
             Step::Search(seed) => self.search(seed),
             Step::Build => {
-                self.index.build_from(1, &mut for_about(Duration::from_micros(500)));
+                self.index.build_from(1, 1, &mut for_about(Duration::from_micros(500)));
             }
             Step::Reload => self.reload(),
         }

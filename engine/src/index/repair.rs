@@ -1,0 +1,113 @@
+//! Taking dead nodes out of the graph.
+//!
+//! Invariant: a node that is taken out was dead before, and no block that was looked at since leads to it. Must not know: who
+//! deletes, or when.
+//!
+//! Dead nodes are walked through, which keeps every other node reachable but costs time. Once a twentieth of the linked nodes is
+//! dead, each node that leads to dead ones chooses anew among its live neighbours and those of the dead (algorithm 4 of Singh et
+//! al., *FreshDiskANN*, arXiv 2105.09613); then the dead ones' blocks are given back.
+
+use super::VectorIndex;
+use super::block::{DEGREE, NONE, Pen};
+use super::choose::{Choice, Scale, Scored, order};
+use super::graph::Graph;
+use super::link::{Change, Linker, change};
+
+/// A repair begins when one linked node of so many is dead.
+const DEAD_PART: u32 = 20;
+
+/// How far a repair is.
+#[derive(Debug)]
+pub(super) struct Repair {
+    /// Who was dead when it began, a bit a node.
+    dead: Vec<u64>,
+    nodes: u32,
+    next: u32,
+}
+
+/// Buffers of one repaired node.
+#[derive(Debug, Default)]
+pub(super) struct Mend {
+    candidates: Vec<Scored>,
+    ids: Vec<u32>,
+    choice: Choice,
+}
+
+/// Whether enough of the linked nodes are dead.
+pub(super) fn needs_repair(index: &VectorIndex, graph: &Graph) -> bool {
+    let nodes = graph.len();
+    let dead = index.vectors.dead();
+    let full_words: u32 = (0..nodes / 64).map(|at| dead.word(at).count_ones()).sum();
+    let rest = dead.word(nodes / 64) & ((1u64 << (nodes % 64)) - 1);
+    let dead_linked = (full_words + rest.count_ones()).saturating_sub(graph.vacant());
+    dead_linked > 0 && dead_linked * DEAD_PART > nodes.saturating_sub(graph.vacant())
+}
+
+impl Repair {
+    /// A repair of the nodes there are, around those that are dead now.
+    pub(super) fn new(index: &VectorIndex, graph: &Graph) -> Repair {
+        let nodes = graph.len();
+        let dead = index.vectors.dead();
+        Repair { dead: (0..nodes.div_ceil(64)).map(|at| dead.word(at)).collect(), nodes, next: 0 }
+    }
+
+    fn is_dead(&self, node: u32) -> bool {
+        let word = self.dead.get((node / 64) as usize).copied().unwrap_or(0);
+        node < self.nodes && word >> (node % 64) & 1 == 1
+    }
+
+    /// Looks at some more nodes; `None` when the repair is complete.
+    pub(super) fn advance(
+        mut self,
+        linker: &mut Linker,
+        index: &VectorIndex,
+        turn: u32,
+        threads: usize,
+    ) -> Option<Repair> {
+        // Most nodes have no dead neighbour, which is seen at once.
+        let to = self.next.saturating_add(turn.saturating_mul(16)).min(self.nodes);
+        linker.mend(index, &self, self.next..to, threads);
+        self.next = to;
+        if to < self.nodes {
+            return Some(self);
+        }
+        linker.adopt(index);
+        linker.choose_roots(index);
+        let gone: Vec<u32> = (0..self.nodes).filter(|node| self.is_dead(*node)).collect();
+        linker.vacate(&gone);
+        linker.adopt(index);
+        None
+    }
+
+    /// Replaces the dead neighbours of one node.
+    pub(super) fn mend(&self, graph: &Graph, pen: Pen<'_>, node: u32, mend: &mut Mend) -> Change {
+        if self.is_dead(node) {
+            return Change::default();
+        }
+        let view = graph.view();
+        let Some(old) = view.block(node) else { return Change::default() };
+        if !old.ids().any(|id| self.is_dead(id)) {
+            return Change::default();
+        }
+        let had: Vec<u32> = old.ids().collect();
+        let Mend { candidates, ids, choice } = mend;
+        ids.clear();
+        let mut further = [NONE; DEGREE];
+        for id in &had {
+            if self.is_dead(*id) {
+                let n = view.neighbours(*id, &mut further);
+                ids.extend(further[..n].iter().filter(|id| **id != node && !self.is_dead(**id)));
+            } else {
+                ids.push(*id);
+            }
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        candidates.clear();
+        let scale = Scale { vectors: pen.vectors, kernels: pen.kernels };
+        scale.score(node, ids, candidates);
+        order(candidates);
+        scale.choose(candidates, choice);
+        change(graph, pen, node, old, &had, &choice.ids)
+    }
+}
