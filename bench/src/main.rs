@@ -8,6 +8,7 @@ mod analysis;
 mod ann;
 mod bare;
 mod caller;
+mod churn;
 mod compare;
 mod daemon;
 mod data;
@@ -59,6 +60,8 @@ enum Command {
     Recover(recover::Options),
     /// Recall against queries a second of the vector index and of libraries, side by side
     Ann(Box<ann::Options>),
+    /// Recall of the vector index while vectors come and go, and searches beside inserts
+    Churn(Box<churn::Options>),
     /// A process with one index in it, which `ann` speaks to
     #[command(hide = true)]
     AnnWorker,
@@ -116,6 +119,7 @@ fn main() -> std::process::ExitCode {
         Command::Durable(options) => durable::run(&options),
         Command::Recover(options) => recover::run(&options),
         Command::Ann(options) => ann::run(&options),
+        Command::Churn(options) => churn::run(&options),
         Command::AnnWorker => ann::worker::run(),
         Command::Service(options) => service::run(&options),
         Command::Bare(options) => bare::run(&options),
@@ -147,6 +151,7 @@ mod tests {
             "durable",
             "recover",
             "ann",
+            "churn",
         ] {
             let words = ["flashbulb-bench"].into_iter().chain(line.split(' '));
             assert!(Args::try_parse_from(words).is_ok(), "{line}");

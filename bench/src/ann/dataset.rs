@@ -10,19 +10,63 @@ use flashbulb::provision::hex;
 use flashbulb_engine::Seq;
 use sha2::{Digest, Sha256};
 
-use super::Options;
 use super::files;
 use super::worker::{Converted, Request, Worker};
-use crate::Failure;
-use crate::bare;
 use crate::data::Corpus;
 use crate::recall::{self, Rows};
 use crate::vectors::Vectors;
+use crate::{Common, Failure, bare};
 
 /// Of a vector of unit length, a length this far from 1 is still that.
 const UNIT: f64 = 1e-3;
 /// Neighbours that came with the data and that brute force must find too.
 const LEAST_AGREEMENT: f64 = 0.999;
+
+/// Options that say what is searched.
+#[derive(Debug, clap::Args)]
+pub struct Source {
+    #[command(flatten)]
+    pub common: Common,
+    /// Vectors to search, as .npy or .fvecs with --query-vectors, or a file of ann-benchmarks (.hdf5) that has both; the texts of
+    /// --data are embedded if left out
+    #[arg(long)]
+    base: Option<PathBuf>,
+    /// The queries' vectors, as .npy or .fvecs
+    #[arg(long, requires = "base")]
+    query_vectors: Option<PathBuf>,
+    /// True neighbours that came with the vectors, as .ivecs; brute force must find the same
+    #[arg(long, requires = "base")]
+    truth: Option<PathBuf>,
+    /// With texts: keep their vectors in this file, and use those that are there
+    #[arg(long, conflicts_with = "base")]
+    vectors_cache: Option<PathBuf>,
+    /// At most so many vectors
+    #[arg(long, default_value_t = 236_000)]
+    vectors: usize,
+    /// At most so many queries
+    #[arg(long, default_value_t = 1_000)]
+    queries: usize,
+    /// Neighbours asked for
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub k: u16,
+    /// The interpreter that makes the environment of what is written in Python
+    #[arg(long, default_value = "python3")]
+    pub python: PathBuf,
+    /// Keep the Python environment in this folder, and use the one that is there; one in the user's cache if left out
+    #[arg(long)]
+    pub env: Option<PathBuf>,
+}
+
+impl Source {
+    /// Whether the vectors are in a file that Python takes apart.
+    pub fn needs_python(&self) -> bool {
+        self.base.as_deref().is_some_and(is_hdf5)
+    }
+}
+
+fn is_hdf5(base: &Path) -> bool {
+    matches!(files::ending(base), "hdf5" | "h5")
+}
 
 /// Vectors, queries and the truth about them.
 pub struct Dataset {
@@ -43,33 +87,42 @@ impl Dataset {
     ///
     /// # Errors
     /// What the files, the model or the options say.
-    pub fn read(options: &Options, python: &Path, folder: &Path) -> Result<Dataset, Failure> {
-        let (source, dim, mut base, mut queries) = match &options.base {
-            Some(base) => from_files(options, base, python, folder)?,
-            None => from_texts(options)?,
+    pub fn read(wanted: &Source, python: &Path, folder: &Path) -> Result<Dataset, Failure> {
+        let (source, dim, mut base, mut queries) = match &wanted.base {
+            Some(base) => from_files(wanted, base, python, folder)?,
+            None => from_texts(wanted)?,
         };
-        base.truncate(options.vectors.saturating_mul(dim).min(base.len()));
-        queries.truncate(options.queries.saturating_mul(dim).min(queries.len()));
-        if base.len() / dim <= usize::from(options.k) || queries.is_empty() {
+        base.truncate(wanted.vectors.saturating_mul(dim).min(base.len()));
+        queries.truncate(wanted.queries.saturating_mul(dim).min(queries.len()));
+        let data = Dataset::new((source, dim, base, queries), wanted.k)?;
+        if let Some(path) = &wanted.truth {
+            check(path, &data.truth, wanted.k.into())?;
+        }
+        Ok(data)
+    }
+
+    /// Of vectors and queries as they are, with the true neighbours found.
+    ///
+    /// # Errors
+    /// If there are too few.
+    pub fn new((source, dim, mut base, mut queries): Read, k: u16) -> Result<Dataset, Failure> {
+        if base.len() / dim <= usize::from(k) || queries.is_empty() {
             return Err(format!(
-                "{source} has {} vectors and {} queries; --k {} needs more vectors, and at least one query",
+                "{source} has {} vectors and {} queries; --k {k} needs more vectors, and at least one query",
                 base.len() / dim,
                 queries.len() / dim,
-                options.k
             )
             .into());
         }
-        let normalised = [&mut base, &mut queries].into_iter().any(|rows| normalise(rows, dim));
+        // Both, whatever comes of the first.
+        let normalised = normalise(&mut base, dim) | normalise(&mut queries, dim);
         let mut sum = Sha256::new();
         base.iter().chain(&queries).for_each(|v| sum.update(v.to_le_bytes()));
         let owners = (0..base.len() / dim).map(|at| Seq(at as u64)).collect();
         let rows = Rows::new(dim, base, owners);
         let asked: Vec<Vec<f32>> = queries.chunks_exact(dim).map(<[f32]>::to_vec).collect();
         eprintln!("finding the true neighbours of {} queries", asked.len());
-        let truth = rows.nearest(&asked, options.k.into());
-        if let Some(path) = &options.truth {
-            check(path, &truth, options.k.into())?;
-        }
+        let truth = rows.nearest(&asked, k.into());
         let base = rows.into_values();
         Ok(Dataset { source, sha256: hex(&sum.finalize()), normalised, dim, base, queries, truth })
     }
@@ -99,16 +152,12 @@ impl Dataset {
     }
 }
 
-type Read = (String, usize, Vec<f32>, Vec<f32>);
+/// Where they come from, components of a vector, vectors, and queries.
+pub type Read = (String, usize, Vec<f32>, Vec<f32>);
 
-fn from_files(
-    options: &Options,
-    base: &Path,
-    python: &Path,
-    folder: &Path,
-) -> Result<Read, Failure> {
+fn from_files(wanted: &Source, base: &Path, python: &Path, folder: &Path) -> Result<Read, Failure> {
     let source = base.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    if matches!(files::ending(base), "hdf5" | "h5") {
+    if is_hdf5(base) {
         let mut worker = Worker::peer("convert", python, folder)?;
         let request = Request::Convert { file: base.to_owned(), into: folder.to_owned() };
         let Converted { distance, dim } = worker.ask(&request)?;
@@ -124,7 +173,7 @@ fn from_files(
         let rows = |name| files::raw(&folder.join(name), dim);
         return Ok((source, dim, rows("train")?, rows("test")?));
     }
-    let queries = options.query_vectors.as_deref();
+    let queries = wanted.query_vectors.as_deref();
     let queries =
         queries.ok_or("--base needs --query-vectors, or is a file of ann-benchmarks (.hdf5)")?;
     let (base, queries) = (files::read(base)?, files::read(queries)?);
@@ -135,25 +184,21 @@ fn from_files(
 }
 
 /// Lines of the data and their vectors; of a long line the first window alone.
-fn from_texts(options: &Options) -> Result<Read, Failure> {
-    let common = &options.common;
-    let corpus = Corpus::read_keeping(
-        common.data.as_deref(),
-        options.vectors,
-        common.seed,
-        options.queries,
-    )?;
+fn from_texts(wanted: &Source) -> Result<Read, Failure> {
+    let common = &wanted.common;
+    let corpus =
+        Corpus::read_keeping(common.data.as_deref(), wanted.vectors, common.seed, wanted.queries)?;
     let lines: Vec<String> = corpus
         .base()
         .iter()
         .chain(corpus.held_out())
-        .take(corpus.real() + options.queries)
+        .take(corpus.real() + wanted.queries)
         .cloned()
         .collect();
     let embedder = bare::embedder(common.precision)?;
     let scratch = tempfile::tempdir()?;
     let path: PathBuf =
-        options.vectors_cache.clone().unwrap_or_else(|| scratch.path().join("vectors"));
+        wanted.vectors_cache.clone().unwrap_or_else(|| scratch.path().join("vectors"));
     let vectors = Vectors::ensure(&path, &lines, &corpus.sha256, &embedder)?;
     let first = |line: usize| vectors.of(line).into_iter().next().unwrap_or_default();
     let base: Vec<f32> = (0..corpus.real()).flat_map(first).collect();
@@ -163,7 +208,7 @@ fn from_texts(options: &Options) -> Result<Read, Failure> {
 }
 
 /// Brings rows to unit length; whether any was not. A row of zeros stays one.
-fn normalise(rows: &mut [f32], dim: usize) -> bool {
+pub fn normalise(rows: &mut [f32], dim: usize) -> bool {
     let mut changed = false;
     for row in rows.chunks_exact_mut(dim) {
         let norm = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();

@@ -5,7 +5,7 @@
 //! engine's store: it is the index that is compared.
 
 mod curve;
-mod dataset;
+pub mod dataset;
 mod files;
 mod result;
 mod show;
@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use crate::environment::{self, Environment, Pins};
 use crate::machine::{self, Machine};
-use crate::{Common, Failure, setup};
-use dataset::Dataset;
+use crate::{Failure, setup};
+use dataset::{Dataset, Source};
 use result::{Ann, Found, SCHEMA, Scenario, Setting, Single};
 use worker::{Built, Request, Searched, Worker};
 
@@ -69,29 +69,7 @@ impl Kind {
 #[derive(Debug, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    common: Common,
-    /// Vectors to search, as .npy or .fvecs with --query-vectors, or a file of ann-benchmarks (.hdf5) that has both; the texts of
-    /// --data are embedded if left out
-    #[arg(long)]
-    base: Option<PathBuf>,
-    /// The queries' vectors, as .npy or .fvecs
-    #[arg(long, requires = "base")]
-    query_vectors: Option<PathBuf>,
-    /// True neighbours that came with the vectors, as .ivecs; brute force must find the same
-    #[arg(long, requires = "base")]
-    truth: Option<PathBuf>,
-    /// With texts: keep their vectors in this file, and use those that are there
-    #[arg(long, conflicts_with = "base")]
-    vectors_cache: Option<PathBuf>,
-    /// At most so many vectors
-    #[arg(long, default_value_t = 236_000)]
-    vectors: usize,
-    /// At most so many queries
-    #[arg(long, default_value_t = 1_000)]
-    queries: usize,
-    /// Neighbours asked for
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    k: u16,
+    source: Source,
     /// What is measured; the first is compared with each other
     #[arg(long, value_delimiter = ',', default_values = ["flashbulb", "symqg", "rabitq-hnsw", "hnswlib", "usearch", "faiss", "voyager"])]
     systems: Vec<Kind>,
@@ -107,12 +85,6 @@ pub struct Options {
     /// Turns that each setting has
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
     blocks: u16,
-    /// The interpreter that makes the Python environment of the libraries
-    #[arg(long, default_value = "python3")]
-    python: PathBuf,
-    /// Keep the Python environment in this folder, and use the one that is there; one in the user's cache if left out
-    #[arg(long)]
-    env: Option<PathBuf>,
     /// Write ann.json, ann.md and ann.html into this folder
     #[arg(long)]
     out: Option<PathBuf>,
@@ -132,8 +104,7 @@ impl Options {
 
     /// Whether anything of Python is needed.
     fn needs_python(&self) -> bool {
-        let hdf5 = self.base.as_deref().is_some_and(|b| matches!(files::ending(b), "hdf5" | "h5"));
-        hdf5 || self.systems.iter().any(|kind| *kind != Kind::Flashbulb)
+        self.source.needs_python() || self.systems.iter().any(|kind| *kind != Kind::Flashbulb)
     }
 }
 
@@ -149,10 +120,10 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     if let Some(out) = &options.out {
         std::fs::create_dir_all(out).map_err(|e| format!("cannot make {}: {e}", out.display()))?;
     }
-    let environment = options.needs_python().then(|| environment(options)).transpose()?;
+    let environment = options.needs_python().then(|| environment(&options.source)).transpose()?;
     let python = environment.as_ref().map_or(Path::new(""), |e| e.python.as_path());
     let folder = tempfile::Builder::new().prefix("fba").tempdir()?;
-    let data = Dataset::read(options, python, folder.path())?;
+    let data = Dataset::read(&options.source, python, folder.path())?;
     let mut systems = build(options, &data, python, folder.path())?;
     measure(options, &data, &mut systems, folder.path())?;
     let blocks = usize::from(options.blocks);
@@ -162,7 +133,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         schema: SCHEMA,
         begun_at: begun_at.to_string(),
         command: setup::command(),
-        seed: options.common.seed,
+        seed: options.source.common.seed,
         machine,
         commit,
         dirty,
@@ -179,9 +150,13 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
-fn environment(options: &Options) -> Result<Environment, Failure> {
-    let dir = options.env.clone().map_or_else(|| environment::default_dir("ann"), Ok)?;
-    environment::ensure(&options.python, &dir, PINS)
+/// The Python environment that is named, made if it is not there.
+///
+/// # Errors
+/// What Python and pip say.
+pub fn environment(source: &Source) -> Result<Environment, Failure> {
+    let dir = source.env.clone().map_or_else(|| environment::default_dir("ann"), Ok)?;
+    environment::ensure(&source.python, &dir, PINS)
 }
 
 fn scenario(options: &Options, data: &Dataset) -> Scenario {
@@ -192,7 +167,7 @@ fn scenario(options: &Options, data: &Dataset) -> Scenario {
         vectors: data.len(),
         dim: data.dim,
         queries: data.asked(),
-        k: options.k.into(),
+        k: options.source.k.into(),
         blocks: options.blocks,
         seconds: options.seconds,
         build_threads: options.build_threads.into(),
@@ -300,7 +275,7 @@ fn one(
     width: usize,
     folder: &Path,
 ) -> Result<(), Failure> {
-    let (k, out) = (usize::from(options.k), folder.join("found"));
+    let (k, out) = (usize::from(options.source.k), folder.join("found"));
     let mut ask = |single| {
         let queries = folder.join("queries");
         let request = Request::Search { queries, k, width, single, out: out.clone() };
