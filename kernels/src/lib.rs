@@ -302,6 +302,12 @@ impl Kernels {
     }
 }
 
+/// Bytes as codes: the same bits.
+pub fn as_codes(bytes: &[u8]) -> &[i8] {
+    // SAFETY: both types have one byte, no alignment and no invalid values; length and lifetime stay.
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<i8>(), bytes.len()) }
+}
+
 /// Hints the processor to load values into its nearest cache: all of their cache lines, up to [`PREFETCH_LINES`].
 #[inline]
 pub fn prefetch<T>(values: &[T]) {

@@ -16,7 +16,7 @@ use half::f16;
 /// Bytes of the factors, and of the constants.
 const HALVES: usize = 2 * SIGN_ROWS;
 /// Lanes that sums are kept in, at every level alike.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Bytes of a sketch of 32 points of `dim` values.
 pub const fn sketch_bytes(dim: usize) -> usize {
@@ -115,6 +115,29 @@ pub(crate) struct Sums {
     signed: f32,
 }
 
+impl Sums {
+    /// Sums of lanes, in the order of the fields, in one order at every level.
+    pub(crate) fn of([squares, magnitude, along, signed]: [[f32; LANES]; 4]) -> Sums {
+        Sums {
+            squares: sum(squares),
+            magnitude: sum(magnitude),
+            along: sum(along),
+            signed: sum(signed),
+        }
+    }
+}
+
+/// Writes the signs of four groups of a row: bits, the first value's the lowest.
+#[inline(always)]
+pub(crate) fn put_signs(row: usize, positive: u16, packed: &mut [u8]) {
+    let shift = row / GROUP_BYTES * GROUP;
+    for (group, bytes) in packed.chunks_mut(GROUP_BYTES).enumerate() {
+        let signs = (positive >> (GROUP * group) & 0x0f) as u8;
+        let byte = &mut bytes[row % GROUP_BYTES];
+        *byte = *byte & !(0x0f << shift) | signs << shift;
+    }
+}
+
 /// Packs the signs of a row and sums. Inlined into each level, whose registers the compiler then uses.
 #[inline(always)]
 pub(crate) fn sketch_signs(
@@ -123,20 +146,14 @@ pub(crate) fn sketch_signs(
     point: Coded<'_>,
     packed: &mut [u8],
 ) -> Sums {
-    let shift = row / GROUP_BYTES * GROUP;
     let mut sums = [[0f32; LANES]; 4];
-    let (centres, centre_rest) = centre.codes.as_chunks::<LANES>();
-    let (points, point_rest) = point.codes.as_chunks::<LANES>();
-    let rest = |codes: &[i8]| {
-        let mut lanes = [0; LANES];
-        lanes[..codes.len()].copy_from_slice(codes);
-        lanes
-    };
-    let last = [(rest(centre_rest), rest(point_rest))];
-    let last = last.iter().map(|(u, v)| (u, v)).take(usize::from(!point_rest.is_empty()));
-    let lanes = centres.iter().zip(points).chain(last);
-    for ((u, v), packed) in lanes.zip(packed.chunks_mut(LANES / GROUP * GROUP_BYTES)) {
-        let mut positive = [0u8; LANES];
+    let lanes = centre.codes.chunks(LANES).zip(point.codes.chunks(LANES));
+    for ((centres, points), packed) in lanes.zip(packed.chunks_mut(SIGNS_OF_LANES)) {
+        // Beyond the end all are zero, which adds nothing.
+        let (mut u, mut v) = ([0; LANES], [0; LANES]);
+        u[..centres.len()].copy_from_slice(centres);
+        v[..points.len()].copy_from_slice(points);
+        let mut positive = 0;
         for lane in 0..LANES {
             let u = f32::from(u[lane]) * centre.scale;
             let r = f32::from(v[lane]) * point.scale - u;
@@ -144,20 +161,15 @@ pub(crate) fn sketch_signs(
             sums[1][lane] += r.abs();
             sums[2][lane] += u * r;
             sums[3][lane] += if r >= 0.0 { u } else { -u };
-            positive[lane] = u8::from(r >= 0.0);
+            positive |= u16::from(r >= 0.0) << lane;
         }
-        for (signs, bytes) in
-            positive.as_chunks::<GROUP>().0.iter().zip(packed.chunks_mut(GROUP_BYTES))
-        {
-            // Moves the lowest bits of four bytes side by side: no two of the products meet.
-            let signs = (u32::from_le_bytes(*signs).wrapping_mul(0x0102_0408) >> 24 & 0x0f) as u8;
-            let byte = &mut bytes[row % GROUP_BYTES];
-            *byte = *byte & !(0x0f << shift) | signs << shift;
-        }
+        put_signs(row, positive, packed);
     }
-    let [squares, magnitude, along, signed] = sums.map(sum);
-    Sums { squares, magnitude, along, signed }
+    Sums::of(sums)
 }
+
+/// Bytes that the signs of as many values as there are lanes lie in.
+pub(crate) const SIGNS_OF_LANES: usize = LANES / GROUP * GROUP_BYTES;
 
 /// In one order at every level.
 #[inline(always)]

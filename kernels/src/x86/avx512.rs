@@ -8,15 +8,16 @@
 //! know where its vectors come from.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, __m512, __m512d, __m512i, __mmask16, __mmask64, _CMP_GT_OQ, _mm_add_epi16,
-    _mm_storeu_si128, _mm_unpackhi_epi16, _mm_unpacklo_epi16, _mm256_add_epi16,
-    _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_set_m128i,
-    _mm512_add_epi16, _mm512_add_epi32, _mm512_add_pd, _mm512_add_ps, _mm512_and_si512,
-    _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_si256, _mm512_cmp_ps_mask,
-    _mm512_cvtepi32_epi8, _mm512_cvtepi32_pd, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32,
-    _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_cvtps_pd, _mm512_cvtsepi32_epi8,
-    _mm512_cvttps_epi32, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_pd,
-    _mm512_fmadd_ps, _mm512_fnmadd_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_add_ps,
+    __m128i, __m256i, __m512, __m512d, __m512i, __mmask16, __mmask64, _CMP_GE_OQ, _CMP_GT_OQ,
+    _mm_add_epi16, _mm_maskz_loadu_epi8, _mm_storeu_si128, _mm_unpackhi_epi16, _mm_unpacklo_epi16,
+    _mm256_add_epi16, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256,
+    _mm256_set_m128i, _mm512_abs_ps, _mm512_add_epi16, _mm512_add_epi32, _mm512_add_pd,
+    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8,
+    _mm512_cvtepi32_pd, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_cvtps_epi32, _mm512_cvtps_pd, _mm512_cvtsepi32_epi8, _mm512_cvttps_epi32,
+    _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_pd, _mm512_fmadd_ps,
+    _mm512_fnmadd_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_add_ps, _mm512_mask_sub_ps,
     _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_ps, _mm512_max_epu32, _mm512_max_ps, _mm512_min_ps,
     _mm512_mul_ps, _mm512_reduce_add_epi32, _mm512_reduce_add_pd, _mm512_reduce_add_ps,
     _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps,
@@ -27,7 +28,7 @@ use std::arch::x86_64::{
 
 use crate::scalar::{self, Step};
 use crate::signs::{self, GROUP, GROUP_BYTES, GROUPS_IN_U16};
-use crate::sketch::{self, Coded, Sums};
+use crate::sketch::{self, Coded, LANES, SIGNS_OF_LANES, Sums};
 use crate::{SIGN_ROWS, SignTable};
 
 /// Four registers in flight cover the latency of the multiply-adds, which wait on two loads each.
@@ -364,7 +365,34 @@ pub(crate) fn sketch_signs(
     point: Coded<'_>,
     packed: &mut [u8],
 ) -> Sums {
-    scalar::sketch_signs(row, centre, point, packed)
+    let load = |codes: &[i8]| {
+        let mask = u16::MAX >> (LANES - codes.len().min(LANES));
+        // SAFETY: the mask has one bit for each element of the slice, at most 16; lanes that are masked off are not read.
+        let codes = unsafe { _mm_maskz_loadu_epi8(mask, codes.as_ptr()) };
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
+    };
+    let scales = (_mm512_set1_ps(centre.scale), _mm512_set1_ps(point.scale));
+    let zero = _mm512_setzero_ps();
+    let mut sums = [zero; 4];
+    let lanes = centre.codes.chunks(LANES).zip(point.codes.chunks(LANES));
+    for ((u, v), packed) in lanes.zip(packed.chunks_mut(SIGNS_OF_LANES)) {
+        let u = _mm512_mul_ps(load(u), scales.0);
+        let r = _mm512_sub_ps(_mm512_mul_ps(load(v), scales.1), u);
+        let positive = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(r, zero);
+        // Multiplied and added apart, as at every level.
+        sums[0] = _mm512_add_ps(sums[0], _mm512_mul_ps(r, r));
+        sums[1] = _mm512_add_ps(sums[1], _mm512_abs_ps(r));
+        sums[2] = _mm512_add_ps(sums[2], _mm512_mul_ps(u, r));
+        let signed = _mm512_mask_sub_ps(u, !positive, zero, u);
+        sums[3] = _mm512_add_ps(sums[3], signed);
+        sketch::put_signs(row, positive, packed);
+    }
+    Sums::of(sums.map(|sum| {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: the array holds the 64 bytes written; the store needs no alignment.
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
+        lanes
+    }))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
