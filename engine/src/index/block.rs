@@ -3,12 +3,13 @@
 //! Invariant: a block is written once and then only read; slots without a neighbour are marked, and estimate to nothing. Must not
 //! know: where blocks lie, or who reads them.
 //!
-//! Layout: 32 numbers (u32, little-endian, `u32::MAX` in empty slots), then the sketch as `flashbulb_kernels` lays it out: 1,792
-//! bytes at 384 dimensions. All that a step of a walk needs but the node's own codes lies side by side (Gou et al., *SymphonyQG*,
-//! SIGMOD 2025); those lie with all vectors' codes, for scans.
+//! Layout, each part on whole cache lines and in the order in which a step of a walk reads them: the node's own measure (f32 scale,
+//! error, norm, 0) and codes, the sketch as `flashbulb_kernels` lays it out, 32 numbers (u32, little-endian, `u32::MAX` in empty
+//! slots): 2,240 bytes at 384 dimensions. All that a step needs lies side by side (Gou et al., *SymphonyQG*, SIGMOD 2025); codes and
+//! measures are in rows of their own as well, for scans.
 
-use super::vectors::VectorsView;
-use flashbulb_kernels::{Coded, Kernels, SIGN_ROWS, clear_sketch, sketch_bytes};
+use super::vectors::{Measure, VectorsView};
+use flashbulb_kernels::{Coded, Kernels, SIGN_ROWS, as_codes, clear_sketch, sketch_bytes};
 
 /// Most neighbours of a node.
 pub(super) const DEGREE: usize = SIGN_ROWS;
@@ -17,9 +18,20 @@ pub(super) const IDS_BYTES: usize = 4 * DEGREE;
 /// Marks an empty slot.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// Bytes of a block of vectors with `width` codes.
+/// Bytes of a measure.
+const MEASURE_BYTES: usize = 16;
+
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
+
+/// Bytes of the node's own measure and codes.
+const fn own_bytes(width: usize) -> usize {
+    (MEASURE_BYTES + width).next_multiple_of(LINE)
+}
+
+/// Bytes of a block of vectors with `width` codes: whole cache lines.
 pub(super) const fn block_bytes(width: usize) -> usize {
-    IDS_BYTES + sketch_bytes(width)
+    own_bytes(width) + sketch_bytes(width) + IDS_BYTES
 }
 
 /// A block that is read.
@@ -27,14 +39,25 @@ pub(super) const fn block_bytes(width: usize) -> usize {
 pub(super) struct Block<'a> {
     ids: &'a [[u8; 4]],
     pub(super) sketch: &'a [u8],
+    own: &'a [u8],
 }
 
 impl<'a> Block<'a> {
     /// Takes bytes for a block; they are at least [`block_bytes`] many.
     #[inline]
     pub(super) fn new(bytes: &'a [u8], width: usize) -> Block<'a> {
-        let (ids, sketch) = bytes.split_at(IDS_BYTES);
-        Block { ids: ids.as_chunks().0, sketch: &sketch[..sketch_bytes(width)] }
+        let (own, rest) = bytes.split_at(own_bytes(width));
+        let (sketch, ids) = rest.split_at(sketch_bytes(width));
+        Block { ids: ids[..IDS_BYTES].as_chunks().0, sketch, own: &own[..MEASURE_BYTES + width] }
+    }
+
+    /// The node's own measure and codes.
+    #[inline]
+    pub(super) fn own(&self) -> (Measure, &'a [i8]) {
+        let (measure, codes) = self.own.split_at(MEASURE_BYTES);
+        let float =
+            |at: usize| measure.as_chunks().0.get(at).map_or(0.0, |b| f32::from_le_bytes(*b));
+        (Measure { scale: float(0), error: float(1), norm: float(2) }, as_codes(codes))
     }
 
     /// The number in a slot, or [`NONE`].
@@ -46,11 +69,6 @@ impl<'a> Block<'a> {
     /// The neighbours, in the order of their slots.
     pub(super) fn ids(&self) -> impl Iterator<Item = u32> + 'a {
         ids_of(self.ids)
-    }
-
-    /// The numbers alone, as bytes.
-    pub(super) fn id_bytes(&self) -> &'a [u8] {
-        self.ids.as_flattened()
     }
 }
 
@@ -69,12 +87,32 @@ pub(super) struct Pen<'a> {
 impl Pen<'_> {
     /// Writes a whole block of up to 32 neighbours; without a centre they are sketched around the origin.
     pub(super) fn draw(&self, centre: Option<u32>, neighbours: &[u32], block: &mut [u8]) {
+        self.write_own(centre, block);
         for slot in 0..DEGREE {
             match neighbours.get(slot) {
                 Some(id) => self.put(centre, slot, *id, block),
                 None => self.clear(slot, block),
             }
         }
+    }
+
+    /// Writes the node's own measure and codes.
+    fn write_own(&self, node: Option<u32>, block: &mut [u8]) {
+        let own = &mut block[..own_bytes(self.vectors.width())];
+        let Some((measure, row)) = node.and_then(|node| self.vectors.row(node)) else {
+            return own.fill(0);
+        };
+        let (bytes, codes) = own.split_at_mut(MEASURE_BYTES);
+        let floats = [measure.scale, measure.error, measure.norm, 0.0];
+        bytes.as_chunks_mut().0.iter_mut().zip(floats).for_each(|(to, v)| *to = v.to_le_bytes());
+        codes.iter_mut().zip(row).for_each(|(to, code)| *to = code.cast_unsigned());
+    }
+
+    /// Sketch and numbers of a block.
+    fn parts<'b>(&self, block: &'b mut [u8]) -> (&'b mut [u8], &'b mut [[u8; 4]]) {
+        let width = self.vectors.width();
+        let (sketch, ids) = block[own_bytes(width)..].split_at_mut(sketch_bytes(width));
+        (sketch, ids[..IDS_BYTES].as_chunks_mut().0)
     }
 
     /// Puts a neighbour into a slot.
@@ -86,24 +124,24 @@ impl Pen<'_> {
         let centre = centre
             .and_then(|node| self.vectors.coded(node))
             .unwrap_or(Coded { scale: 0.0, ..point });
-        block[4 * slot..4 * slot + 4].copy_from_slice(&neighbour.to_le_bytes());
-        self.kernels.sketch(slot, centre, point, 0.0, self.sketch_of(block));
+        let (sketch, ids) = self.parts(block);
+        ids[slot] = neighbour.to_le_bytes();
+        self.kernels.sketch(slot, centre, point, 0.0, sketch);
     }
 
     fn clear(&self, slot: usize, block: &mut [u8]) {
-        block[4 * slot..4 * slot + 4].copy_from_slice(&NONE.to_le_bytes());
-        clear_sketch(slot, self.sketch_of(block));
-    }
-
-    fn sketch_of<'b>(&self, block: &'b mut [u8]) -> &'b mut [u8] {
-        &mut block[IDS_BYTES..][..sketch_bytes(self.vectors.width())]
+        let (sketch, ids) = self.parts(block);
+        ids[slot] = NONE.to_le_bytes();
+        clear_sketch(slot, sketch);
     }
 
     /// Writes a block with these neighbours (at most 32) into `block` that has as much as it can of `old`: who is in both keeps its
     /// slot.
     pub(super) fn redraw(&self, node: u32, old: Block<'_>, neighbours: &[u32], block: &mut [u8]) {
-        block[..IDS_BYTES].copy_from_slice(old.id_bytes());
-        self.sketch_of(block).copy_from_slice(old.sketch);
+        block[..old.own.len()].copy_from_slice(old.own);
+        let (sketch, ids) = self.parts(block);
+        sketch.copy_from_slice(old.sketch);
+        ids.copy_from_slice(old.ids);
         let mut new = neighbours.iter().filter(|id| !old.ids().any(|had| had == **id));
         for slot in 0..DEGREE {
             let had = old.id(slot);

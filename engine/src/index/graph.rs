@@ -3,10 +3,11 @@
 //! Invariants: nodes are the first `len()` vectors; a node's own block is published before another leads to it; what is below
 //! `covered()` can be reached. Must not know: how neighbours are chosen.
 
-use super::block::{Block, DEGREE, NONE, Pen, block_bytes, ids_of};
+use super::block::{Block, DEGREE, LINE, NONE, Pen, block_bytes, ids_of};
 use crate::sync::shim::{AtomicU32, Ordering};
 use crate::sync::{BlockStore, PinnedBlocks, Watermark};
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Blocks of roots: what a walk looks at first.
@@ -161,15 +162,24 @@ impl GraphView<'_> {
         n
     }
 
-    /// Asks the processor for a node's block and codes are to come.
+    /// Cache lines of a block.
     #[inline]
-    pub(super) fn prefetch(&self, node: u32) {
-        self.blocks.prefetch(node, 0..block_bytes(self.width) / LINE);
+    pub(super) fn block_lines(&self) -> usize {
+        block_bytes(self.width) / LINE
+    }
+
+    /// Asks the processor for where a node's block is.
+    #[inline]
+    pub(super) fn prefetch_place(&self, node: u32) {
+        self.blocks.prefetch_place(node);
+    }
+
+    /// Asks the processor for some lines of a node's block.
+    #[inline]
+    pub(super) fn prefetch(&self, node: u32, lines: Range<usize>) {
+        self.blocks.prefetch(node, lines);
     }
 }
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 impl std::fmt::Debug for GraphView<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

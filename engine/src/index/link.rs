@@ -354,7 +354,8 @@ impl Scratch {
         self.query.set_coded(coded, walk.kernels);
         let all = |_| true;
         walk.run(&self.query, &Reach::steps(EF_CONSTRUCTION), &all, &mut self.trail);
-        self.candidates.extend(self.trail.scored.iter().filter(|c| c.0 != node));
+        let found = self.trail.scored.iter().filter(|one| one.node != node);
+        self.candidates.extend(found.map(|one| (one.node, one.score)));
         order(&mut self.candidates);
     }
 }

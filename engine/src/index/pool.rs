@@ -65,6 +65,12 @@ impl Pool {
         self.heap.peek().map(|best| *best as u32)
     }
 
+    /// Two candidates among which is the second best.
+    #[inline]
+    pub(super) fn runners_up(&self) -> impl Iterator<Item = u32> + '_ {
+        self.heap.as_slice().iter().skip(1).take(2).map(|key| *key as u32)
+    }
+
     /// The candidates that are left and reach `least`, in no order.
     pub(super) fn rest(&self, least: f32) -> impl Iterator<Item = u32> + '_ {
         let least = key(0, least);
@@ -72,33 +78,36 @@ impl Pool {
     }
 }
 
-/// Nodes seen by the current walk: a stamp for each, so that a new walk need not clear them.
+/// Nodes seen by the current walk: a bit for each, so that those of a quarter of a million nodes stay in the nearest caches, and a list
+/// of the bits that are set, so that the next walk clears no others.
 #[derive(Debug, Default)]
 pub(super) struct Visited {
-    stamps: Vec<u8>,
-    epoch: u8,
+    words: Vec<u64>,
+    seen: Vec<u32>,
 }
 
 impl Visited {
     /// Forgets all nodes and makes room for the numbers below `nodes`.
     pub(super) fn begin(&mut self, nodes: u32) {
-        let nodes = nodes as usize;
-        if nodes > self.stamps.len() {
-            self.stamps.resize(nodes.next_power_of_two(), 0);
+        for node in self.seen.drain(..) {
+            if let Some(word) = self.words.get_mut(node as usize / 64) {
+                *word = 0;
+            }
         }
-        self.epoch = self.epoch.wrapping_add(1);
-        if self.epoch == 0 {
-            self.stamps.fill(0);
-            self.epoch = 1;
+        let words = (nodes as usize).div_ceil(64);
+        if words > self.words.len() {
+            self.words.resize(words.next_power_of_two(), 0);
         }
     }
 
     /// Sees a node; `true` if it is new. `false` for numbers without room.
     #[inline]
     pub(super) fn see(&mut self, node: u32) -> bool {
-        match self.stamps.get_mut(node as usize) {
-            Some(stamp) if *stamp != self.epoch => {
-                *stamp = self.epoch;
+        let bit = 1 << (node % 64);
+        match self.words.get_mut(node as usize / 64) {
+            Some(word) if *word & bit == 0 => {
+                *word |= bit;
+                self.seen.push(node);
                 true
             }
             _ => false,

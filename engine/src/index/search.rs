@@ -150,7 +150,7 @@ impl VectorIndex {
             walk.run(query, &reach, &returnable, trail);
             *visited += trail.expanded as u64;
             let (found, exhausted) = (trail.found_enough(&reach), trail.pool.is_empty());
-            let offered = offer_scored(scratch, &vectors, &returnable);
+            let offered = offer_scored(scratch, &returnable);
             if found || offered >= widths.want {
                 return true;
             }
@@ -173,19 +173,12 @@ struct Widths {
 }
 
 /// Offers what the walk scored and the search may return; returns how many that are.
-fn offer_scored(
-    scratch: &mut Scratch,
-    vectors: &VectorsView<'_>,
-    returnable: &dyn Fn(u32) -> bool,
-) -> usize {
-    let Scratch { query, trail, collector, .. } = scratch;
+fn offer_scored(scratch: &mut Scratch, returnable: &dyn Fn(u32) -> bool) -> usize {
+    let Scratch { trail, collector, .. } = scratch;
     let collector: &mut Collector = collector;
     let mut offered = 0;
-    for (node, score) in trail.scored.iter().filter(|(node, _)| returnable(*node)) {
-        let Some(measure) = vectors.measure(*node) else {
-            continue;
-        };
-        collector.offer(VectorNo(*node), *score, query.likely_slack(measure));
+    for one in trail.scored.iter().filter(|one| returnable(one.node)) {
+        collector.offer(VectorNo(one.node), one.score, one.slack);
         offered += 1;
     }
     offered

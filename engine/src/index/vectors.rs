@@ -154,6 +154,12 @@ impl VectorsView<'_> {
         self.measures.row(vector)?.first().copied()
     }
 
+    /// A vector's measure and codes.
+    #[inline]
+    pub(super) fn row(&self, vector: u32) -> Option<(Measure, &[i8])> {
+        Some((self.measure(vector)?, self.codes.row(vector)?))
+    }
+
     /// A vector's codes and what one step of them is.
     #[inline]
     pub(super) fn coded(&self, vector: u32) -> Option<Coded<'_>> {

@@ -11,8 +11,8 @@
 use super::block::{Block, DEGREE, NONE, ids_of};
 use super::graph::GraphView;
 use super::pool::{Pool, Visited};
-use super::vectors::{QueryCodes, VectorsView};
-use flashbulb_kernels::{Coded, Kernels};
+use super::vectors::{Measure, QueryCodes, VectorsView};
+use flashbulb_kernels::Kernels;
 
 /// Everything a walk reads.
 #[derive(Debug, Clone, Copy)]
@@ -29,11 +29,20 @@ pub(super) struct Trail {
     pub(super) pool: Pool,
     visited: Visited,
     /// Nodes that were scored exactly: first those that were expanded, in the order of the walk.
-    pub(super) scored: Vec<(u32, f32)>,
+    pub(super) scored: Vec<Scored>,
     /// How many were expanded.
     pub(super) expanded: usize,
     /// The best exact scores of nodes that may be returned, best first.
     best: Vec<f32>,
+}
+
+/// A node that was scored by its codes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scored {
+    pub(super) node: u32,
+    pub(super) score: f32,
+    /// How far the score may be off.
+    pub(super) slack: f32,
 }
 
 /// How far a walk goes.
@@ -78,6 +87,16 @@ impl Reach {
     }
 }
 
+/// The block that is on its way to the cache, and how many of its lines were asked for.
+#[derive(Debug)]
+struct Ahead {
+    node: u32,
+    lines: usize,
+}
+
+/// Lines that are asked for before a step; as many after its first product, the rest at its end.
+const FETCH_LINES: usize = 8;
+
 /// Estimates below which a walk does without.
 #[derive(Debug, Clone, Copy)]
 struct Ends {
@@ -120,11 +139,15 @@ impl Trail {
 }
 
 impl Walk<'_> {
-    /// The query's product with a node, by their codes.
+    /// The query's product with a node, by its codes.
     #[inline]
-    fn score(&self, query: &QueryCodes, node: u32) -> Option<f32> {
-        let Coded { codes, scale } = self.vectors.coded(node)?;
-        Some(self.kernels.dot_i8(&query.codes, codes) as f32 * scale * query.scale)
+    fn score(&self, query: &QueryCodes, node: u32, (measure, codes): (Measure, &[i8])) -> Scored {
+        let dot = self.kernels.dot_i8(&query.codes, codes) as f32;
+        Scored {
+            node,
+            score: dot * measure.scale * query.scale,
+            slack: query.likely_slack(measure),
+        }
     }
 
     /// Walks until all candidates are expanded, or those that are left are too far below what was found and may be returned.
@@ -143,24 +166,31 @@ impl Walk<'_> {
         for root in self.graph.roots() {
             self.estimate(query, root, 0.0, ends.scores, trail);
         }
-        // What is on its way to the cache: the best candidate before the step, which often is the next but one.
-        let mut coming = NONE;
+        let mut ahead = Ahead { node: NONE, lines: 0 };
         for _ in 0..reach.steps {
             let Some(node) = trail.pool.expand(ends.steps) else { break };
-            coming = self.prefetch_next(trail, coming);
-            let Some(score) = self.score(query, node) else {
+            // The next one is asked for bit by bit: the processor waits for as many lines at once as it has room for.
+            self.look_ahead(trail, &mut ahead);
+            self.fetch(&mut ahead, FETCH_LINES);
+            let block = self.graph.block(node);
+            let own = block.map(|block| block.own());
+            let Some(own) = own.or_else(|| self.vectors.row(node)) else {
                 continue;
             };
-            trail.scored.push((node, score));
+            let scored = self.score(query, node, own);
+            self.fetch(&mut ahead, FETCH_LINES);
+            trail.scored.push(scored);
+            let score = scored.score;
             if reach.rank != usize::MAX && returnable(node) && trail.found(score, reach.rank) {
                 ends = trail.ends(reach, query.codes.len());
             }
-            if let Some(block) = self.graph.block(node) {
+            if let Some(block) = block {
                 self.estimate(query, block, score, ends.scores, trail);
             } else if let Some(ids) = self.graph.loaded(node) {
                 self.score_all(query, ids, trail);
             }
-            coming = self.prefetch_next(trail, coming);
+            self.look_ahead(trail, &mut ahead);
+            self.fetch(&mut ahead, usize::MAX);
         }
         trail.expanded = trail.scored.len();
         if ends.scores > f32::NEG_INFINITY {
@@ -168,15 +198,25 @@ impl Walk<'_> {
         }
     }
 
-    /// Asks for the best candidate, unless that was done last.
+    /// Turns to the best candidate, if it is another one.
     #[inline]
-    fn prefetch_next(&self, trail: &Trail, coming: u32) -> u32 {
-        match trail.pool.peek() {
-            Some(next) if next != coming => {
-                self.prefetch(next);
-                next
-            }
-            _ => coming,
+    fn look_ahead(&self, trail: &Trail, ahead: &mut Ahead) {
+        if let Some(next) = trail.pool.peek()
+            && next != ahead.node
+        {
+            *ahead = Ahead { node: next, lines: 0 };
+        }
+        // One of them comes after that; where its block is must be known before it can be asked for.
+        trail.pool.runners_up().for_each(|node| self.graph.prefetch_place(node));
+    }
+
+    /// Asks for some more lines of the block that comes next.
+    #[inline]
+    fn fetch(&self, ahead: &mut Ahead, lines: usize) {
+        let to = ahead.lines.saturating_add(lines).min(self.graph.block_lines());
+        if ahead.lines < to {
+            self.graph.prefetch(ahead.node, ahead.lines..to);
+            ahead.lines = to;
         }
     }
 
@@ -186,16 +226,10 @@ impl Walk<'_> {
             self.vectors.prefetch(node);
         }
         for node in trail.pool.rest(least) {
-            if let Some(score) = self.score(query, node) {
-                trail.scored.push((node, score));
+            if let Some(own) = self.vectors.row(node) {
+                trail.scored.push(self.score(query, node, own));
             }
         }
-    }
-
-    #[inline]
-    fn prefetch(&self, node: u32) {
-        self.graph.prefetch(node);
-        self.vectors.prefetch(node);
     }
 
     /// Offers the neighbours in a block whose estimates exceed `least`, around a centre whose product with the query is `base`.
@@ -226,9 +260,9 @@ impl Walk<'_> {
         ids_of(ids).for_each(|id| self.vectors.prefetch(id));
         for id in ids_of(ids) {
             if trail.visited.see(id)
-                && let Some(score) = self.score(query, id)
+                && let Some(own) = self.vectors.row(id)
             {
-                trail.pool.offer(id, score);
+                trail.pool.offer(id, self.score(query, id, own).score);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Graphs as the index builds them, and graphs with one thing wrong.
 
-use super::super::block::{Pen, block_bytes};
+use super::super::block::{IDS_BYTES, Pen, block_bytes};
 use super::super::graph::{Graph, Roots};
 use super::super::{Audit, VectorIndex, VectorNo};
 use super::data::{Rows, build};
@@ -16,17 +16,23 @@ fn with(root: u32, lists: &[&[u32]]) -> VectorIndex {
         pen.draw(Some(node), links, slot.bytes_mut());
         // Numbers that are no vector's are not drawn, so they are written by hand.
         for (at, id) in links.iter().enumerate() {
-            slot.bytes_mut()[4 * at..4 * at + 4].copy_from_slice(&id.to_le_bytes());
+            put_id(slot.bytes_mut(), at, *id);
         }
         graph.blocks.push(slot);
     }
     let mut bytes = vec![0; block_bytes(index.vectors.width())];
     pen.draw(None, &[root], &mut bytes);
-    bytes[..4].copy_from_slice(&root.to_le_bytes());
+    put_id(&mut bytes, 0, root);
     graph.roots.store(Arc::new(Roots { bytes, count: 1, of: 8 }));
     graph.cover(graph.len());
     index.graph.store(Some(Arc::new(graph)));
     index
+}
+
+/// Writes a number into a slot, which the end of a block holds.
+fn put_id(block: &mut [u8], slot: usize, id: u32) {
+    let ids = block.len() - IDS_BYTES;
+    block[ids + 4 * slot..ids + 4 * slot + 4].copy_from_slice(&id.to_le_bytes());
 }
 
 /// A ring of 8 nodes, one of which leads elsewhere.
