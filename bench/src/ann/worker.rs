@@ -10,6 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use flashbulb_engine::index::{Accept, RowSource, Scratch, SearchParams, VectorIndex, VectorNo};
+use flashbulb_engine::sync::RowStore;
 use flashbulb_kernels::Kernels;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -141,11 +142,8 @@ impl Drop for Worker {
     }
 }
 
-/// The f32 rows, in memory.
-struct Rows {
-    dim: usize,
-    values: Vec<f32>,
-}
+/// The f32 rows, in memory, on huge pages as an index has its own.
+struct Rows(RowStore<f32>);
 
 impl RowSource for Rows {
     type Error = std::convert::Infallible;
@@ -162,12 +160,13 @@ impl RowSource for Rows {
 
 impl Rows {
     fn row(&self, vector: VectorNo) -> &[f32] {
-        &self.values[vector.0 as usize * self.dim..][..self.dim]
+        self.0.row(vector.0).unwrap_or(&[])
     }
 }
 
 /// Flashbulb's index and what it searches with.
 struct Own {
+    dim: usize,
     index: VectorIndex,
     rows: Rows,
     scratch: Scratch,
@@ -187,7 +186,7 @@ pub fn run() -> Result<(), Failure> {
                 serde_json::to_string(&answer)?
             }
             (Request::Search { queries, k, width, single, out }, Some(own)) => {
-                let queries = files::raw(&queries, own.rows.dim)?;
+                let queries = files::raw(&queries, own.dim)?;
                 let (found, answer) = own.search(&queries, k, width, single);
                 files::write_u32(&out, &found)?;
                 serde_json::to_string(&answer)?
@@ -200,10 +199,14 @@ pub fn run() -> Result<(), Failure> {
 }
 
 fn build(base: &Path, dim: usize, threads: usize) -> Result<(Own, Built), Failure> {
-    let rows = Rows { dim, values: files::raw(base, dim)? };
+    let values = files::raw(base, dim)?;
+    let rows = Rows(RowStore::new(dim));
+    values.chunks_exact(dim).for_each(|row| {
+        rows.0.push(row);
+    });
     let begun = Instant::now();
     let index = VectorIndex::new(dim, Kernels::detect());
-    rows.values.chunks_exact(dim).for_each(|row| {
+    values.chunks_exact(dim).for_each(|row| {
         index.push(row);
     });
     index.build(threads);
@@ -212,7 +215,7 @@ fn build(base: &Path, dim: usize, threads: usize) -> Result<(Own, Built), Failur
         "one level of degree 32, 1-bit sketches of neighbours, int8 codes, f32 reranking, ef_construction 200, built in the batches of online building, kernels {:?}",
         Kernels::detect().level()
     );
-    Ok((Own { index, rows, scratch: Scratch::default() }, Built { seconds, settings }))
+    Ok((Own { dim, index, rows, scratch: Scratch::default() }, Built { seconds, settings }))
 }
 
 impl Own {
@@ -224,12 +227,12 @@ impl Own {
         single: bool,
     ) -> (Vec<u32>, Searched) {
         let params = SearchParams { ef: width.max(k), ..SearchParams::new(k) };
-        let count = queries.len() / self.rows.dim;
+        let count = queries.len() / self.dim;
         let (mut found, mut ns) = (vec![NONE; count * k], Vec::new());
         let begun = Instant::now();
-        for (query, into) in queries.chunks_exact(self.rows.dim).zip(found.chunks_exact_mut(k)) {
+        for (query, into) in queries.chunks_exact(self.dim).zip(found.chunks_exact_mut(k)) {
             let asked = Instant::now();
-            let Self { index, rows, scratch } = self;
+            let Self { index, rows, scratch, .. } = self;
             let Ok(result) = index.search(query, &params, rows, Accept::All, scratch);
             if single {
                 ns.push(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX));

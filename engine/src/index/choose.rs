@@ -54,14 +54,26 @@ impl Scale<'_> {
 
     /// Whether a candidate, whose product with the node is `score`, is far enough from all that were chosen.
     fn is_diverse(&self, candidate: Coded<'_>, score: f32, choice: &Choice) -> bool {
-        // Of unit vectors: their squared distance is 2 − 2 · product.
-        let most = 1.0 - (1.0 - score) / SLACK;
+        let most = most_of(score);
         let rows = choice.codes.chunks(ABREAST * self.vectors.width());
         rows.zip(choice.scales.chunks(ABREAST)).all(|(rows, scales)| {
             let mut dots = [0; ABREAST];
             let dots = &mut dots[..scales.len()];
             self.kernels.dot_i8_rows(candidate.codes, rows, dots);
             dots.iter().zip(scales).all(|(dot, scale)| *dot as f32 * candidate.scale * scale < most)
+        })
+    }
+
+    /// Whether one of the candidates, which are in the order of [`order`], would be taken in the place of all but those before it.
+    pub(super) fn is_wanted(&self, candidates: &[Scored], candidate: u32) -> bool {
+        let Some(at) = candidates.iter().position(|c| c.0 == candidate) else { return false };
+        let Some(own) = self.vectors.coded(candidate) else { return false };
+        let most = most_of(candidates[at].1);
+        candidates[..at].iter().all(|(id, _)| {
+            self.vectors.coded(*id).is_none_or(|other| {
+                let dot = self.kernels.dot_i8(own.codes, other.codes);
+                dot as f32 * own.scale * other.scale < most
+            })
         })
     }
 
@@ -90,6 +102,12 @@ impl Scale<'_> {
         let left = DEGREE - choice.ids.len();
         choice.ids.extend(choice.passed_over.iter().take(left));
     }
+}
+
+/// The largest product with a chosen neighbour that a candidate may have, whose product with the node is `score`. Of unit vectors,
+/// whose squared distance is 2 − 2 · product.
+fn most_of(score: f32) -> f32 {
+    1.0 - (1.0 - score) / SLACK
 }
 
 /// Best first, equal ones by number; each node once.

@@ -373,6 +373,10 @@ fn link_one(graph: &Graph, pen: Pen<'_>, back: &LinkBack, scratch: &mut Scratch)
         candidates.clear();
         scale.score(back.target, &wanted, candidates);
         order(candidates);
+        // Who is close to a closer neighbour could at most fill a slot up, which is not worth a new block.
+        if !back.nodes.iter().any(|node| scale.is_wanted(candidates, *node)) {
+            return Change::default();
+        }
         scale.choose(candidates, choice);
         wanted.clone_from(&choice.ids);
     }

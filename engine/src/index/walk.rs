@@ -50,10 +50,12 @@ pub(super) struct Scored {
 pub(super) struct Reach {
     /// Most steps.
     steps: usize,
-    /// The walk ends by the score of this rank, if it ends before that.
+    /// The score of this rank is what the walk is measured by.
     rank: usize,
-    /// Deviations of an estimate below that score at which it ends.
-    deviations: f32,
+    /// Deviations of an estimate below that score at which steps end.
+    steps_end: f32,
+    /// Deviations below it at which a candidate is of no use.
+    scores_end: f32,
 }
 
 /// Best scores that a walk is measured by, at least: by fewer, it ends in the first hollow.
@@ -64,8 +66,12 @@ const STEPS_FOR_EF: usize = 4;
 const EF_OF_NONE: f32 = 16.0;
 /// Deviations that each doubling of `ef` adds. Measured on 236,000 × 384, as all here.
 const DEVIATIONS_A_DOUBLING: f32 = 0.75;
-/// Deviations further down, candidates are scored still: a score costs a tenth of a step.
+/// Deviations further down, candidates are scored still, and at least to so many below the k-th best: a score costs a tenth of a step.
 const DEVIATIONS_SCORED: f32 = 1.2;
+const DEVIATIONS_SCORED_MIN: f32 = 1.5;
+/// A walk of so many steps does without candidates that are so many deviations below the score of this rank.
+const RANK_OF_STEPS: usize = 32;
+const DEVIATIONS_OF_STEPS: f32 = 5.0;
 /// Deviation of an estimate at one dimension, in parts of the squared distance to the k-th best. RaBitQ's bound has `0.75 / √dim` of
 /// the product of two distances, which near the end are both about that one.
 const DEVIATION: f32 = 1.5;
@@ -73,16 +79,18 @@ const DEVIATION: f32 = 1.5;
 impl Reach {
     /// So many steps.
     pub(super) fn steps(steps: usize) -> Reach {
-        Reach { steps, rank: usize::MAX, deviations: 0.0 }
+        let (rank, scores_end) = (RANK_OF_STEPS, DEVIATIONS_OF_STEPS);
+        Reach { steps, rank, steps_end: f32::INFINITY, scores_end }
     }
 
     /// For the `k` best: wider with `ef`. The most steps are a multiple of `pool`, as many candidates as are to be found.
     pub(super) fn of(k: usize, ef: usize, pool: usize) -> Reach {
-        let doublings = (ef as f32 / EF_OF_NONE).log2();
+        let steps_end = DEVIATIONS_A_DOUBLING * (ef as f32 / EF_OF_NONE).log2();
         Reach {
             steps: pool.saturating_mul(STEPS_FOR_EF),
             rank: k.max(RANK_MIN),
-            deviations: DEVIATIONS_A_DOUBLING * doublings,
+            steps_end,
+            scores_end: (steps_end + DEVIATIONS_SCORED).max(DEVIATIONS_SCORED_MIN),
         }
     }
 }
@@ -113,10 +121,12 @@ impl Trail {
             return Ends { steps: f32::NEG_INFINITY, scores: f32::NEG_INFINITY };
         };
         // Of unit vectors: half of the squared distance.
-        let distance = (1.0 - score).max(0.0);
+        let distance = (1.0 - score).max(f32::MIN_POSITIVE);
         let deviation = DEVIATION * distance / (width as f32).sqrt();
-        let steps = score - reach.deviations * deviation;
-        Ends { steps, scores: steps - DEVIATIONS_SCORED * deviation }
+        Ends {
+            steps: score - reach.steps_end * deviation,
+            scores: score - reach.scores_end * deviation,
+        }
     }
 
     /// Whether as many were found as the walk was to be measured by.
@@ -181,7 +191,7 @@ impl Walk<'_> {
             self.fetch(&mut ahead, FETCH_LINES);
             trail.scored.push(scored);
             let score = scored.score;
-            if reach.rank != usize::MAX && returnable(node) && trail.found(score, reach.rank) {
+            if returnable(node) && trail.found(score, reach.rank) {
                 ends = trail.ends(reach, query.codes.len());
             }
             if let Some(block) = block {
@@ -193,7 +203,7 @@ impl Walk<'_> {
             self.fetch(&mut ahead, usize::MAX);
         }
         trail.expanded = trail.scored.len();
-        if ends.scores > f32::NEG_INFINITY {
+        if ends.steps > f32::NEG_INFINITY {
             self.score_rest(query, ends.scores, trail);
         }
     }
