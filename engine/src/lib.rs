@@ -1,8 +1,8 @@
 //! The embedded vector engine of Flashbulb: text and vectors in, memories out, nothing acknowledged lost.
 //!
 //! A [`Store`] is a data directory with many spaces. A write goes to the write-ahead log, is synced, and is then kept in
-//! memory and in sealed, memory-mapped segments. A space is searched by an exact scan while it is small and by an HNSW
-//! graph with int8 codes and an f32 rerank when it is large; searches take no lock that a writer holds.
+//! memory and in sealed, memory-mapped segments. A space is searched by an exact scan while it is small and by a
+//! graph of sketched neighbours with int8 codes and an f32 rerank when it is large; searches take no lock that a writer holds.
 //!
 //! The engine knows no sockets, no async runtime and no model: it takes text and vectors, and is usable alone.
 //!

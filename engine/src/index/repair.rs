@@ -3,7 +3,7 @@
 //! Invariant: a node that is taken out was dead before, and no block that was looked at since leads to it. Must not know: who
 //! deletes, or when.
 //!
-//! Dead nodes are walked through, which keeps every other node reachable but costs time. Once a twentieth of the linked nodes is
+//! Dead nodes are walked through, which keeps every other node reachable but costs time. Once a tenth of the linked nodes is
 //! dead, each node that leads to dead ones chooses anew among its live neighbours and those of the dead (algorithm 4 of Singh et
 //! al., *FreshDiskANN*, arXiv 2105.09613); then the dead ones' blocks are given back.
 
@@ -14,7 +14,7 @@ use super::graph::Graph;
 use super::link::{Change, Linker, change};
 
 /// A repair begins when one linked node of so many is dead.
-const DEAD_PART: u32 = 20;
+const DEAD_PART: u32 = 10;
 
 /// How far a repair is.
 #[derive(Debug)]
