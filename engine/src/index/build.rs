@@ -10,6 +10,7 @@
 use super::graph::Graph;
 use super::link::{Joined, LinkBack, Linker, group_by_target};
 use super::repair::{Repair, needs_repair};
+use super::survey::Survey;
 use super::{GRAPH_FROM, VectorIndex};
 use std::sync::Arc;
 
@@ -37,6 +38,8 @@ enum Stage {
     Linking { end: u32, back: Vec<LinkBack>, next: usize },
     /// Links to dead nodes are replaced.
     Repairing(Repair),
+    /// What a repair may have cut off is looked for.
+    Surveying(Survey),
 }
 
 impl VectorIndex {
@@ -148,9 +151,13 @@ impl Builder {
             Stage::Repairing(repair) => {
                 match repair.advance(&mut self.linker, index, turn, threads) {
                     Some(repair) => Stage::Repairing(repair),
-                    None => Stage::Idle,
+                    None => Stage::Surveying(Survey::new(&self.linker.graph)),
                 }
             }
+            Stage::Surveying(survey) => match survey.advance(&mut self.linker, index) {
+                Some(survey) => Stage::Surveying(survey),
+                None => Stage::Idle,
+            },
         };
         true
     }

@@ -227,8 +227,8 @@ impl Linker {
         self.orphans = orphans;
     }
 
-    /// Looks for parents with a walk.
-    fn adopt_by_any(&mut self, index: &VectorIndex, orphan: u32) {
+    /// Links a node from the closest that a walk finds and that can.
+    pub(super) fn adopt_by_any(&mut self, index: &VectorIndex, orphan: u32) {
         let graph = Arc::clone(&self.graph);
         let vectors = index.vectors.view();
         let mut scratch = self.scratches.pop().unwrap_or_default();
@@ -365,22 +365,27 @@ fn link_one(graph: &Graph, pen: Pen<'_>, back: &LinkBack, scratch: &mut Scratch)
     let view = graph.view();
     let Some(old) = view.block(back.target) else { return Change::default() };
     let had: Vec<u32> = old.ids().collect();
-    let mut wanted: Vec<u32> = had.clone();
-    wanted.extend(back.nodes.iter().filter(|id| !had.contains(id)));
-    if wanted.len() > DEGREE {
-        let Scratch { candidates, choice, .. } = scratch;
+    // A dead neighbour keeps nobody out: least of all the vector that was put in its place.
+    let is_dead = |id: u32| pen.vectors.dead.is_dead(id);
+    let has_dead = had.iter().any(|id| is_dead(*id));
+    let Scratch { candidates, choice, mend, .. } = scratch;
+    let ids = mend.without_dead(&view, back.target, &had, &is_dead);
+    ids.extend(back.nodes.iter().filter(|id| !had.contains(id)));
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.len() > DEGREE {
         let scale = Scale { vectors: pen.vectors, kernels: pen.kernels };
         candidates.clear();
-        scale.score(back.target, &wanted, candidates);
+        scale.score(back.target, ids, candidates);
         order(candidates);
         // Who is close to a closer neighbour could at most fill a slot up, which is not worth a new block.
-        if !back.nodes.iter().any(|node| scale.is_wanted(candidates, *node)) {
+        if !has_dead && !back.nodes.iter().any(|node| scale.is_wanted(candidates, *node)) {
             return Change::default();
         }
         scale.choose(candidates, choice);
-        wanted.clone_from(&choice.ids);
+        return change(graph, pen, back.target, old, &had, &choice.ids);
     }
-    change(graph, pen, back.target, old, &had, &wanted)
+    change(graph, pen, back.target, old, &had, ids)
 }
 
 /// Publishes other neighbours of a node, if they are others.

@@ -25,6 +25,7 @@ mod repair;
 mod scan;
 mod scratch;
 mod search;
+mod survey;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod vectors;

@@ -10,7 +10,7 @@
 use super::VectorIndex;
 use super::block::{DEGREE, NONE, Pen};
 use super::choose::{Choice, Scale, Scored, order};
-use super::graph::Graph;
+use super::graph::{Graph, GraphView};
 use super::link::{Change, Linker, change};
 
 /// A repair begins when one linked node of so many is dead.
@@ -31,6 +31,32 @@ pub(super) struct Mend {
     candidates: Vec<Scored>,
     ids: Vec<u32>,
     choice: Choice,
+}
+
+impl Mend {
+    /// The neighbours of a node that are not dead, and those of the dead ones in their place.
+    pub(super) fn without_dead(
+        &mut self,
+        view: &GraphView<'_>,
+        node: u32,
+        had: &[u32],
+        is_dead: &dyn Fn(u32) -> bool,
+    ) -> &mut Vec<u32> {
+        let ids = &mut self.ids;
+        ids.clear();
+        let mut further = [NONE; DEGREE];
+        for id in had {
+            if is_dead(*id) {
+                let n = view.neighbours(*id, &mut further);
+                ids.extend(further[..n].iter().filter(|id| **id != node && !is_dead(**id)));
+            } else {
+                ids.push(*id);
+            }
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
 }
 
 /// Whether enough of the linked nodes are dead.
@@ -90,19 +116,8 @@ impl Repair {
             return Change::default();
         }
         let had: Vec<u32> = old.ids().collect();
+        mend.without_dead(&view, node, &had, &|id| self.is_dead(id));
         let Mend { candidates, ids, choice } = mend;
-        ids.clear();
-        let mut further = [NONE; DEGREE];
-        for id in &had {
-            if self.is_dead(*id) {
-                let n = view.neighbours(*id, &mut further);
-                ids.extend(further[..n].iter().filter(|id| **id != node && !self.is_dead(**id)));
-            } else {
-                ids.push(*id);
-            }
-        }
-        ids.sort_unstable();
-        ids.dedup();
         candidates.clear();
         let scale = Scale { vectors: pen.vectors, kernels: pen.kernels };
         scale.score(node, ids, candidates);

@@ -2,7 +2,7 @@
 //!
 //! Invariant: recall is against the live vectors only. Must not know: filters.
 
-use super::super::{Accept, SearchParams, SearchPath, VectorNo};
+use super::super::{Accept, SearchParams, SearchPath, VectorIndex, VectorNo};
 use super::data::{Rng, Rows, assert_exact, build, push_all, recall, search};
 
 #[test]
@@ -83,4 +83,41 @@ fn a_repair_takes_the_dead_out_of_the_way() {
     assert_eq!((before.path, after.path), (SearchPath::Graph, SearchPath::Graph));
     assert!(after.visited < before.visited * 3 / 4, "{} to {}", before.visited, after.visited);
     assert_eq!(index.graph_len(), 10_000, "numbers stay");
+}
+
+#[test]
+fn vectors_that_come_back_are_found_as_before() {
+    // Each takes the place of one that is dead and the same, which must not keep it out of its neighbours' lists.
+    let mut rows = Rows::clustered(8_100, 64, 23);
+    let queries = rows.hold_out(100);
+    let index = rows.graphed();
+    let mut of: Vec<u32> = (0..8_000).collect();
+    let mut numbers: Vec<VectorNo> = (0..8_000).map(VectorNo).collect();
+    let mut rng = Rng(5);
+    for _ in 0..3 {
+        for _ in 0..2_400 {
+            let vector = rng.below(8_000);
+            assert!(index.kill(numbers[vector]));
+            numbers[vector] = index.push(rows.row(VectorNo(vector as u32)));
+            of.push(vector as u32);
+            build(&index);
+        }
+        let audit = index.audit();
+        assert_eq!((audit.unreachable, &audit.problems[..]), (0, &[][..]));
+    }
+    let all =
+        Rows { dim: 64, values: of.iter().flat_map(|v| rows.row(VectorNo(*v)).to_vec()).collect() };
+    let recall_of =
+        |index: &VectorIndex, of: &dyn Fn(VectorNo) -> u32, rows: &Rows, all: &Rows| -> f64 {
+            let found = queries.iter().map(|query| {
+                let params = SearchParams { ef: 16, ..SearchParams::new(10) };
+                let hits = search(index, all, query, params, Accept::All).hits;
+                let hits: Vec<_> = hits.iter().map(|hit| (VectorNo(of(hit.0)), hit.1)).collect();
+                recall(&hits, &rows.best(query, 10, |_| true))
+            });
+            found.sum::<f64>() / 100.0
+        };
+    let churned = recall_of(&index, &|n| of[n.0 as usize], &rows, &all);
+    let fresh = recall_of(&rows.graphed(), &|n| n.0, &rows, &rows);
+    assert!(churned >= fresh - 0.01, "{churned} where a fresh one has {fresh}");
 }
