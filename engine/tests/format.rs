@@ -131,21 +131,33 @@ fn every_frozen_store_opens() {
         for round in ["as it was frozen", "as this version closed it"] {
             let store =
                 Store::open(&dir, options()).unwrap_or_else(|e| panic!("{kind} {round}: {e}"));
+            let refused = store.recovery().graphs_refused.clone();
+            let problems = store.verify().unwrap().problems;
+            if kind == "graph1" && round == "as it was frozen" {
+                // A graph of a former kind is built anew, from vectors that are all there, and replaced when it is saved.
+                assert!(refused.len() == 1 && refused[0].contains("version"), "{refused:?}");
+                assert!(problems.len() == 1 && problems[0].contains("version"), "{problems:?}");
+                search(&store, &kind);
+                while store.maintain(Duration::from_millis(50)).unwrap() {}
+            } else {
+                assert_eq!(refused, Vec::<String>::new(), "{kind} {round}");
+                assert_eq!(problems, Vec::<String>::new(), "{kind} {round}");
+            }
             assert_eq!(contents(&store), expected, "{kind} {round}");
-            assert_eq!(store.recovery().graphs_refused, Vec::<String>::new(), "{kind} {round}");
-            assert_eq!(store.verify().unwrap().problems, Vec::<String>::new(), "{kind} {round}");
             search(&store, &kind);
         }
         opened.push(kind);
     }
-    for kind in ["log1-closed", "log1-killed", "0.1.0-closed", "0.1.0-graph", "0.1.0-killed"] {
+    let kinds =
+        ["log1-closed", "log1-killed", "graph1", "0.1.0-closed", "0.1.0-graph", "0.1.0-killed"];
+    for kind in kinds {
         assert!(opened.iter().any(|one| one == kind), "{kind} is not among {opened:?}");
     }
 }
 
 /// The vectors are those that were stored: each is the nearest to itself.
 fn search(store: &Store, kind: &str) {
-    let (space, ids) = match kind.ends_with("graph") {
+    let (space, ids) = match kind.contains("graph") {
         true => ("many", ["n0001", "n4199"]),
         false => ("notes", ["n0001", "n0039"]),
     };

@@ -183,7 +183,7 @@ fn open(dim: usize, bytes: &[u8]) -> Result<(u32, u32, Body<'_>), LoadError> {
         return refuse("not an index checkpoint");
     }
     if body.u32()? != VERSION {
-        return refuse("unknown version");
+        return refuse("written by another version");
     }
     if body.u32()? as usize != dim {
         return refuse("another dimension");

@@ -39,6 +39,9 @@ pub struct RecoveryReport {
     pub graphs_loaded: u64,
     /// Graph checkpoints that were refused; these graphs are built anew in the background.
     pub graphs_refused: Vec<String>,
+    /// Numbers of their files, which the graphs that are built anew will replace.
+    #[serde(skip)]
+    pub(in crate::store) refused_graph_files: Vec<u32>,
     /// Batches replayed from the log.
     pub wal_batches: u64,
     /// Records read from the log.
@@ -311,6 +314,10 @@ impl Loading {
         self.report.torn_bytes = scan.torn_bytes;
         for (space, vectors) in spaces {
             let graph = graphs.remove(&space.id);
+            if let Some(Err(_)) = graph {
+                let files = manifest.graphs.iter().filter(|g| g.space == space.id.0);
+                self.report.refused_graph_files.extend(files.map(|g| g.number));
+            }
             self.attach_vectors(space, graph, &vectors, &segments)?;
         }
         Ok((segments, scan))

@@ -86,7 +86,8 @@ pub(in crate::store) fn load(
         (known && whole && vectors == entry.vectors).then_some((seqs, r.position()))
     };
     let (seqs, at) = head(&mut r).ok_or_else(|| damaged("its header does not check"))?;
-    let index = VectorIndex::load(dim, kernels, &bytes[at..]).map_err(|e| damaged(e.what))?;
+    let index = VectorIndex::load(dim, kernels, &bytes[at..])
+        .map_err(|e| format!("{} cannot be used: {e}", path.display()))?;
     if index.len() as usize != seqs.len() {
         return Err(damaged("the graph has another number of vectors than its header"));
     }

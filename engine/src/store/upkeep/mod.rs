@@ -304,7 +304,8 @@ impl Store {
         let spaces: Vec<Arc<Space>> = self.spaces.iter().map(|e| Arc::clone(e.value())).collect();
         for space in spaces {
             let old = manifest.graphs.iter().find(|g| g.space == space.id.0).cloned();
-            let saved = old.as_ref().map_or(0, |g| g.vectors);
+            let usable = |g: &&GraphEntry| !self.recovery.refused_graph_files.contains(&g.number);
+            let saved = old.as_ref().filter(usable).map_or(0, |g| g.vectors);
             if space.index.graph_len() == 0 || !grown(&space, saved) {
                 continue;
             }
