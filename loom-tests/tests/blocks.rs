@@ -307,26 +307,17 @@ fn writers_replace_one_at_a_time() {
 /// it finds by the link, and what it does not find it scans. The blocks are sound by themselves, so that all that is weakened is
 /// the mark.
 fn covered<P: Publication>() {
-    let shared = Arc::new((BlockStore::new(1), Watermark::<P>::with_publication()));
+    let shared =
+        Arc::new((BlockStore::<ReleaseAcquire>::new(2), Watermark::<P>::with_publication()));
     let (blocks, covered) = &*shared;
-    let put = |byte: u8| {
-        let mut slot = blocks.reserve();
-        slot.bytes_mut()[0] = byte;
-        slot
-    };
-    blocks.push(put(0));
+    blocks.push(filled(blocks, 0));
     covered.store(1);
     let builder = {
         let shared = Arc::clone(&shared);
         thread::spawn(move || {
             let (blocks, covered) = &*shared;
-            let put = |byte: u8| {
-                let mut slot = blocks.reserve();
-                slot.bytes_mut()[0] = byte;
-                slot
-            };
-            blocks.push(put(0));
-            blocks.replace(0, put(1));
+            blocks.push(filled(blocks, 0));
+            blocks.replace(0, filled(blocks, 1));
             covered.store(2);
         })
     };
@@ -334,7 +325,7 @@ fn covered<P: Publication>() {
     let view = blocks.pin();
     if mark == 2 {
         assert_eq!(view.len(), 2, "a covered node is not in view");
-        assert_eq!(view.get(0), Some(&[1][..]), "nothing leads to a covered node");
+        assert_eq!(value(&view, 0), Some(1), "nothing leads to a covered node");
     }
     drop(view);
     builder.join().unwrap();
@@ -366,27 +357,18 @@ fn a_mark_without_acquire_is_caught() {
 /// A repair takes a dead node's block away, after the last block that leads to it was replaced, and its slot is used for another
 /// one, beside a search that may have found it: what the search holds stays as it is.
 fn vacated<P: Publication>() {
-    let blocks = Arc::new(BlockStore::<P>::with_publication(1));
-    let put = |byte: u8| {
-        let mut slot = blocks.reserve();
-        slot.bytes_mut()[0] = byte;
-        slot
-    };
-    blocks.push(put(1));
-    blocks.push(put(7));
+    let blocks = Arc::new(BlockStore::<P>::with_publication(2));
+    blocks.push(filled(&blocks, 1));
+    blocks.push(filled(&blocks, 7));
     let builder = {
         let blocks = Arc::clone(&blocks);
         thread::spawn(move || {
             blocks.vacate(1);
-            let mut slot = blocks.reserve();
-            slot.bytes_mut()[0] = 8;
-            blocks.push(slot);
+            blocks.push(filled(&blocks, 8));
         })
     };
     let view = blocks.pin();
-    if let Some(dead) = view.get(1) {
-        assert_eq!(dead, [7]);
-    }
+    assert!(matches!(value(&view, 1), None | Some(7)));
     drop(view);
     builder.join().unwrap();
 }

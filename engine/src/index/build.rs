@@ -49,11 +49,7 @@ impl VectorIndex {
         self.build_from(GRAPH_FROM, 1, go_on)
     }
 
-    /// Brings all vectors into the graph with so many threads: what repeated steps would make, sooner.
-    ///
-    /// # Panics
-    ///
-    /// If `threads` is 0.
+    /// Brings all vectors into the graph with so many threads, at least one: what repeated steps would make, sooner.
     pub fn build(&self, threads: usize) {
         while self.build_from(GRAPH_FROM, threads, &mut || true) {}
     }
@@ -94,8 +90,8 @@ impl Builder {
         Builder { linker: Linker::new(graph), stage }
     }
 
-    /// The graph's nodes that are whole: what a checkpoint may hold.
-    pub(super) fn step(
+    /// Works until there is nothing to do (`false`) or `go_on` says no (`true`).
+    fn step(
         &mut self,
         index: &VectorIndex,
         threads: usize,
@@ -115,7 +111,7 @@ impl Builder {
     /// Does a little; `false` if there was nothing to do.
     fn advance(&mut self, index: &VectorIndex, threads: usize) -> bool {
         // What one turn takes: with several threads, enough that starting them costs little.
-        let turn = if threads == 1 { 1 } else { BATCH_MAX };
+        let turn = if threads <= 1 { 1 } else { BATCH_MAX };
         self.stage = match std::mem::replace(&mut self.stage, Stage::Idle) {
             Stage::Idle => match self.begin(index) {
                 Some(stage) => stage,

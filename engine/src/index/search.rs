@@ -149,7 +149,7 @@ impl VectorIndex {
             walk.run(query, &reach, &returnable, trail);
             *visited += trail.expanded as u64;
             let (found, exhausted) = (trail.found_enough(&reach), trail.pool.is_empty());
-            let offered = offer_scored(scratch, &returnable);
+            let offered = offer_scored(scratch);
             if found || offered >= widths.want {
                 return true;
             }
@@ -172,11 +172,11 @@ struct Widths {
 }
 
 /// Offers what the walk scored and the search may return; returns how many that are.
-fn offer_scored(scratch: &mut Scratch, returnable: &dyn Fn(u32) -> bool) -> usize {
+fn offer_scored(scratch: &mut Scratch) -> usize {
     let Scratch { trail, collector, .. } = scratch;
     let collector: &mut Collector = collector;
     let mut offered = 0;
-    for one in trail.scored.iter().filter(|one| returnable(one.node)) {
+    for one in trail.scored.iter().filter(|one| one.returnable) {
         collector.offer(VectorNo(one.node), one.score, one.slack);
         offered += 1;
     }

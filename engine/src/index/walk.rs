@@ -43,6 +43,8 @@ pub(super) struct Scored {
     pub(super) score: f32,
     /// How far the score may be off.
     pub(super) slack: f32,
+    /// Whether the search may return it: asked once, as a filter may be slow.
+    pub(super) returnable: bool,
 }
 
 /// How far a walk goes.
@@ -157,6 +159,7 @@ impl Walk<'_> {
             node,
             score: dot * measure.scale * query.scale,
             slack: query.likely_slack(measure),
+            returnable: false,
         }
     }
 
@@ -187,11 +190,12 @@ impl Walk<'_> {
             let Some(own) = own.or_else(|| self.vectors.row(node)) else {
                 continue;
             };
-            let scored = self.score(query, node, own);
+            let mut scored = self.score(query, node, own);
             self.fetch(&mut ahead, FETCH_LINES);
+            scored.returnable = returnable(node);
             trail.scored.push(scored);
             let score = scored.score;
-            if returnable(node) && trail.found(score, reach.rank) {
+            if scored.returnable && trail.found(score, reach.rank) {
                 ends = trail.ends(reach, query.codes.len());
             }
             if let Some(block) = block {
@@ -204,7 +208,7 @@ impl Walk<'_> {
         }
         trail.expanded = trail.scored.len();
         if ends.steps > f32::NEG_INFINITY {
-            self.score_rest(query, ends.scores, trail);
+            self.score_rest(query, ends.scores, returnable, trail);
         }
     }
 
@@ -231,13 +235,20 @@ impl Walk<'_> {
     }
 
     /// Scores candidates that the walk left.
-    fn score_rest(&self, query: &QueryCodes, least: f32, trail: &mut Trail) {
+    fn score_rest(
+        &self,
+        query: &QueryCodes,
+        least: f32,
+        returnable: &dyn Fn(u32) -> bool,
+        trail: &mut Trail,
+    ) {
         for node in trail.pool.rest(least) {
             self.vectors.prefetch(node);
         }
         for node in trail.pool.rest(least) {
             if let Some(own) = self.vectors.row(node) {
-                trail.scored.push(self.score(query, node, own));
+                let scored = self.score(query, node, own);
+                trail.scored.push(Scored { returnable: returnable(node), ..scored });
             }
         }
     }

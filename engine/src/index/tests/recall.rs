@@ -172,3 +172,17 @@ fn the_same_pushes_give_the_same_graph() {
     }
     assert!(bytes[0] == bytes[1]);
 }
+
+#[test]
+fn any_number_of_threads_makes_the_same_graph() {
+    let rows = Rows::clustered(6_000, 16, 31);
+    let of = |threads| {
+        let index = rows.index();
+        index.build(threads);
+        let mut bytes = Vec::new();
+        index.checkpoint(&mut bytes).unwrap();
+        bytes
+    };
+    let one = of(1);
+    assert!([2, 3, 8].into_iter().all(|threads| of(threads) == one));
+}
