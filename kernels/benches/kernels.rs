@@ -6,34 +6,20 @@
 
 #![allow(missing_docs)]
 
+mod common;
+
 use std::hint::black_box;
 
+use common::{DIMENSION, codes, random_bits, values};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flashbulb_kernels::encoder::{
     Activation, Layer, LayerParts, LayerShape, Matrix, Norm, Packed, Scratch, Team, pack,
 };
 use flashbulb_kernels::{Kernels, SIGN_ROWS, SignTable, available_levels, pack_signs, sign_bytes};
 
-const DIMENSION: usize = 384;
 const ROWS: usize = 4096;
 const TABLE_ROWS: usize = 1 << 18;
 const WALK_STEPS: usize = 1024;
-
-/// Repeatable pseudo-random bits (xorshift64).
-fn random_bits(state: &mut u64) -> u64 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    *state
-}
-
-fn codes(len: usize, state: &mut u64) -> Vec<i8> {
-    (0..len).map(|_| random_bits(state) as i8).collect()
-}
-
-fn values(len: usize, state: &mut u64) -> Vec<f32> {
-    (0..len).map(|_| (random_bits(state) >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
-}
 
 fn levels() -> Vec<Kernels> {
     available_levels().into_iter().filter_map(Kernels::with_level).collect()

@@ -1,0 +1,37 @@
+//! Wall time of one search over 8,000 clustered vectors of 384 dimensions, at the best level of this processor.
+//!
+//! Queries take turns. The index stays in the larger caches, so a search here is faster than one in a large space, where it waits for
+//! memory. Must not know what a search may cost.
+
+#![allow(missing_docs)]
+
+mod common;
+
+use std::hint::black_box;
+
+use common::{Data, What};
+use criterion::{Criterion, criterion_group, criterion_main};
+use flashbulb_engine::index::Scratch;
+use flashbulb_kernels::Kernels;
+
+fn search(criterion: &mut Criterion) {
+    let data = Data::made();
+    let index = data.index(Kernels::detect());
+    let mut scratch = Scratch::new();
+    let mut group = criterion.benchmark_group("search");
+    for (name, what) in
+        [("walk", What::Walk), ("filtered_walk", What::FilteredWalk), ("scan", What::Scan)]
+    {
+        group.bench_function(name, |bencher| {
+            let mut queries = data.queries.iter().cycle();
+            bencher.iter(|| {
+                let query = queries.next().unwrap_or(&[]);
+                what.search(&index, black_box(query), &data.rows, &mut scratch)
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, search);
+criterion_main!(benches);
