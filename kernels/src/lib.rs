@@ -302,6 +302,37 @@ impl Kernels {
     }
 }
 
+/// Steps of fine codes in one step of the codes that they refine.
+pub const FINE_STEPS: i32 = 254;
+
+impl Kernels {
+    /// What codes of [`Kernels::quantize_i8`] left over, in steps of `scale / `[`FINE_STEPS`]: `value ≈ (code + fine / 254) · scale`,
+    /// but for half such a step and the rounding of f32. Every level gives the same.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn quantize_fine(&self, src: &[f32], codes: &[i8], scale: f32, fine: &mut [i8]) {
+        assert_eq!(src.len(), codes.len(), "vector and codes of different lengths");
+        assert_eq!(src.len(), fine.len(), "vector and fine codes of different lengths");
+        let step = FINE_STEPS as f32 / scale;
+        for ((value, code), fine) in src.iter().zip(codes).zip(fine) {
+            let steps = (value * step).round_ties_even() - (FINE_STEPS * i32::from(*code)) as f32;
+            *fine = steps.clamp(-127.0, 127.0) as i8;
+        }
+    }
+
+    /// The product of an f32 vector with one given by codes and fine codes, in fine steps: `Σ query · (254 · code + fine)`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[inline]
+    pub fn dot_fine(&self, query: &[f32], codes: &[i8], fine: &[i8]) -> f32 {
+        assert_eq!(query.len(), codes.len(), "query and codes of different lengths");
+        assert_eq!(query.len(), fine.len(), "query and fine codes of different lengths");
+        dispatch!(self, dot_fine(query, codes, fine))
+    }
+}
+
 /// Bytes as codes: the same bits.
 pub fn as_codes(bytes: &[u8]) -> &[i8] {
     // SAFETY: both types have one byte, no alignment and no invalid values; length and lifetime stay.

@@ -183,3 +183,8 @@ pub(crate) fn sketch_signs(
 ) -> Sums {
     scalar::sketch_signs(row, centre, point, packed)
 }
+
+#[target_feature(enable = "neon")]
+pub(crate) fn dot_fine(query: &[f32], codes: &[i8], fine: &[i8]) -> f32 {
+    scalar::dot_fine(query, codes, fine)
+}

@@ -39,6 +39,27 @@ pub(crate) fn dot_i8_x4(query: &[i8], rows: [&[i8]; 4]) -> [i32; 4] {
     rows.map(|row| dot_i8(query, row))
 }
 
+/// `Σ query · (254 · code + fine)`; each factor is exact in f32.
+#[inline(always)]
+pub(crate) fn dot_fine(query: &[f32], codes: &[i8], fine: &[i8]) -> f32 {
+    const LANES: usize = 16;
+    let value =
+        |(code, fine): (&i8, &i8)| (i32::from(*code) * crate::FINE_STEPS + i32::from(*fine)) as f32;
+    let mut sums = [0.0; LANES];
+    let (queries, rest) = query.as_chunks::<LANES>();
+    let ((codes, rest_codes), (fine, rest_fine)) = (codes.as_chunks(), fine.as_chunks());
+    for ((query, codes), fine) in queries.iter().zip(codes).zip(fine) {
+        let codes: &[i8; LANES] = codes;
+        let fine: &[i8; LANES] = fine;
+        for at in 0..LANES {
+            sums[at] += query[at] * value((&codes[at], &fine[at]));
+        }
+    }
+    let tail: f32 =
+        rest.iter().zip(rest_codes.iter().zip(rest_fine).map(value)).map(|(q, v)| q * v).sum();
+    sums.iter().sum::<f32>() + tail
+}
+
 /// `rows` holds `out.len()` rows of `query.len()` codes; the query is not empty.
 pub(crate) fn dot_i8_rows(query: &[i8], rows: &[i8], out: &mut [i32]) {
     for (row, dot) in rows.chunks_exact(query.len()).zip(out) {

@@ -53,6 +53,27 @@ fn normalised_vectors_have_norm_one(kernels: Kernels, v: &[f32]) -> TestCaseResu
     Ok(())
 }
 
+/// What codes and fine codes stand for is within half a fine step, and their product with a vector is that of f64.
+fn fine_codes_say_the_rest(kernels: Kernels, v: &[f32], query: &[f32]) -> TestCaseResult {
+    let (mut codes, mut fine) = (vec![0; v.len()], vec![0; v.len()]);
+    let scale = kernels.quantize_i8(v, &mut codes).scale;
+    kernels.quantize_fine(v, &codes, scale, &mut fine);
+    let step = f64::from(scale) / 254.0;
+    let steps: Vec<f32> =
+        codes.iter().zip(&fine).map(|(c, f)| f32::from(*c) * 254.0 + f32::from(*f)).collect();
+    for (value, steps) in v.iter().zip(&steps) {
+        let off = (f64::from(*value) - f64::from(*steps) * step).abs();
+        prop_assert!(
+            off <= step * 0.51 + f64::from(f32::MIN_POSITIVE) * 127.0,
+            "{value}: off by {off}"
+        );
+    }
+    let product = f64::from(kernels.dot_fine(query, &codes, &fine));
+    let off = (product - dot_f64(query, &steps)).abs();
+    prop_assert!(off <= dot_bound(query, &steps), "dot_fine, {} elements: {off}", v.len());
+    Ok(())
+}
+
 fn i8_products_are_exact(kernels: Kernels, a: &[i8], b: &[i8]) -> TestCaseResult {
     prop_assert_eq!(i64::from(kernels.dot_i8(a, b)), dot_i64(a, b), "{} codes", a.len());
     let sums = kernels.dot_i8_x4(a, [b, a, b, a]).map(i64::from);
@@ -112,6 +133,7 @@ fn all_lengths(kernels: Kernels) {
     for len in LENGTHS {
         let (a, b) = (random.values(len), random.values(len));
         f32_products_meet_their_bounds(kernels, &a, &b).unwrap();
+        fine_codes_say_the_rest(kernels, &a, &b).unwrap();
         normalised_vectors_have_norm_one(kernels, &a).unwrap();
         quantisation_is_the_scalar_one_and_bounded(kernels, &a).unwrap();
         codes_bound_the_true_product(kernels, &a, &b).unwrap();
@@ -169,6 +191,7 @@ fn unaligned_slices(kernels: Kernels) {
         let range = start..start + 384;
         let (a, b) = (&a[range.clone()], &b[start / 2..start / 2 + 384]);
         f32_products_meet_their_bounds(kernels, a, b).unwrap();
+        fine_codes_say_the_rest(kernels, a, b).unwrap();
         quantisation_is_the_scalar_one_and_bounded(kernels, a).unwrap();
         i8_products_are_exact(kernels, &x[range], &y[start / 2..start / 2 + 384]).unwrap();
     }

@@ -397,3 +397,8 @@ fn load_f16(source: &[u8; 16]) -> __m256 {
     // SAFETY: the array holds the 16 bytes read; the load needs no alignment.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(source.as_ptr().cast::<__m128i>()) })
 }
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn dot_fine(query: &[f32], codes: &[i8], fine: &[i8]) -> f32 {
+    scalar::dot_fine(query, codes, fine)
+}

@@ -19,11 +19,11 @@ use std::arch::x86_64::{
     _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_pd, _mm512_fmadd_ps,
     _mm512_fnmadd_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_add_ps, _mm512_mask_sub_ps,
     _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_ps, _mm512_max_epu32, _mm512_max_ps, _mm512_min_ps,
-    _mm512_mul_ps, _mm512_reduce_add_epi32, _mm512_reduce_add_pd, _mm512_reduce_add_ps,
-    _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps,
-    _mm512_setzero_pd, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_epi8,
-    _mm512_shuffle_f32x4, _mm512_slli_epi16, _mm512_srli_epi16, _mm512_storeu_ps,
-    _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_ps, _mm512_xor_si512,
+    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_reduce_add_epi32, _mm512_reduce_add_pd,
+    _mm512_reduce_add_ps, _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_set1_pd, _mm512_set1_ps, _mm512_setzero_pd, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_epi8, _mm512_shuffle_f32x4, _mm512_slli_epi16, _mm512_srli_epi16,
+    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_ps, _mm512_xor_si512,
 };
 
 use crate::scalar::{self, Step};
@@ -428,4 +428,28 @@ pub(crate) fn estimate(
 fn load_f16(source: &[u8; 32]) -> __m512 {
     // SAFETY: the array holds the 32 bytes read; the load needs no alignment.
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(source.as_ptr().cast::<__m256i>()) })
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(crate) fn dot_fine(query: &[f32], codes: &[i8], fine: &[i8]) -> f32 {
+    let steps = _mm512_set1_epi32(crate::FINE_STEPS);
+    let mut sums = [_mm512_setzero_ps(); 2];
+    let lanes = query.chunks(LANES).zip(codes.chunks(LANES)).zip(fine.chunks(LANES));
+    for (at, ((query, codes), fine)) in lanes.enumerate() {
+        let mask = u16::MAX >> (LANES - query.len().min(LANES));
+        // SAFETY: the mask has one bit for each element of the three slices, at most 16; lanes that are masked off are not read.
+        let (query, codes, fine) = unsafe {
+            (
+                _mm512_maskz_loadu_ps(mask, query.as_ptr()),
+                _mm_maskz_loadu_epi8(mask, codes.as_ptr()),
+                _mm_maskz_loadu_epi8(mask, fine.as_ptr()),
+            )
+        };
+        let value = _mm512_add_epi32(
+            _mm512_mullo_epi32(_mm512_cvtepi8_epi32(codes), steps),
+            _mm512_cvtepi8_epi32(fine),
+        );
+        sums[at % 2] = _mm512_fmadd_ps(query, _mm512_cvtepi32_ps(value), sums[at % 2]);
+    }
+    _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))
 }
