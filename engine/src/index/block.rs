@@ -4,7 +4,7 @@
 //! know: where blocks lie, or who reads them.
 //!
 //! Layout, each part on whole cache lines and in the order in which a step of a walk reads them: the node's own measure (f32 scale,
-//! error, norm, 0) and codes, the sketch as `flashbulb_kernels` lays it out, 32 numbers (u32, little-endian, `u32::MAX` in empty
+//! error, norm, half of the squared length) and codes, the sketch as `flashbulb_kernels` lays it out, 32 numbers (u32, little-endian, `u32::MAX` in empty
 //! slots): 2,240 bytes at 384 dimensions. All that a step needs lies side by side (Gou et al., *SymphonyQG*, SIGMOD 2025); codes and
 //! measures are in rows of their own as well, for scans.
 
@@ -25,7 +25,7 @@ const MEASURE_BYTES: usize = 16;
 pub(super) const LINE: usize = 64;
 
 /// Bytes of the node's own measure and codes.
-const fn own_bytes(width: usize) -> usize {
+pub(super) const fn own_bytes(width: usize) -> usize {
     (MEASURE_BYTES + width).next_multiple_of(LINE)
 }
 
@@ -57,7 +57,10 @@ impl<'a> Block<'a> {
         let (measure, codes) = self.own.split_at(MEASURE_BYTES);
         let float =
             |at: usize| measure.as_chunks().0.get(at).map_or(0.0, |b| f32::from_le_bytes(*b));
-        (Measure { scale: float(0), error: float(1), norm: float(2) }, as_codes(codes))
+        (
+            Measure { scale: float(0), error: float(1), norm: float(2), half_square: float(3) },
+            as_codes(codes),
+        )
     }
 
     /// The number in a slot, or [`NONE`].
@@ -103,7 +106,7 @@ impl Pen<'_> {
             return own.fill(0);
         };
         let (bytes, codes) = own.split_at_mut(MEASURE_BYTES);
-        let floats = [measure.scale, measure.error, measure.norm, 0.0];
+        let floats = [measure.scale, measure.error, measure.norm, measure.half_square];
         bytes.as_chunks_mut().0.iter_mut().zip(floats).for_each(|(to, v)| *to = v.to_le_bytes());
         codes.iter_mut().zip(row).for_each(|(to, code)| *to = code.cast_unsigned());
     }
@@ -117,16 +120,22 @@ impl Pen<'_> {
 
     /// Puts a neighbour into a slot.
     pub(super) fn put(&self, centre: Option<u32>, slot: usize, neighbour: u32, block: &mut [u8]) {
-        let Some(point) = self.vectors.coded(neighbour) else {
+        let Some((measure, codes)) = self.vectors.row(neighbour) else {
             return self.clear(slot, block);
         };
+        let point = Coded { codes, scale: measure.scale };
+        let around = centre.and_then(|node| self.vectors.row(node));
         // In steps of nothing, all codes are zero.
-        let centre = centre
-            .and_then(|node| self.vectors.coded(node))
-            .unwrap_or(Coded { scale: 0.0, ..point });
+        let centre = around.map_or(Coded { codes, scale: 0.0 }, |(measure, codes)| Coded {
+            codes,
+            scale: measure.scale,
+        });
+        // A small difference is kept, which half precision can tell, and not what it is between.
+        let added =
+            self.vectors.bias(measure) - around.map_or(0.0, |(own, _)| self.vectors.bias(own));
         let (sketch, ids) = self.parts(block);
         ids[slot] = neighbour.to_le_bytes();
-        self.kernels.sketch(slot, centre, point, 0.0, sketch);
+        self.kernels.sketch(slot, centre, point, added, sketch);
     }
 
     fn clear(&self, slot: usize, block: &mut [u8]) {

@@ -10,6 +10,7 @@
 use super::graph::Graph;
 use super::link::{Joined, LinkBack, Linker, group_by_target};
 use super::repair::{Repair, needs_repair};
+use super::roots::Probe;
 use super::survey::Survey;
 use super::{GRAPH_FROM, VectorIndex};
 use std::sync::Arc;
@@ -19,11 +20,17 @@ const BATCH_MAX: u32 = 512;
 /// A batch is at most this part of the graph it joins: its members do not see one another.
 const BATCH_PART: u32 = 50;
 
+/// When so much of the graph joined since the last one, there is a survey: while others join, and when none is left.
+const SURVEY_PART: u32 = 16;
+const LAST_SURVEY_PART: u32 = 64;
+
 /// What a builder keeps between steps.
 #[derive(Debug)]
 pub(super) struct Builder {
     linker: Linker,
     stage: Stage,
+    /// Nodes that the last survey looked at.
+    surveyed: u32,
 }
 
 #[derive(Debug)]
@@ -38,7 +45,9 @@ enum Stage {
     Linking { end: u32, back: Vec<LinkBack>, next: usize },
     /// Links to dead nodes are replaced.
     Repairing(Repair),
-    /// What a repair may have cut off is looked for.
+    /// Whether there are enough roots is tried.
+    Probing(Probe),
+    /// What nothing leads to is looked for.
     Surveying(Survey),
 }
 
@@ -87,7 +96,7 @@ impl Builder {
             Some(_) => Stage::Drawing { next: 0 },
             None => Stage::Idle,
         };
-        Builder { linker: Linker::new(graph), stage }
+        Builder { surveyed: graph.len(), linker: Linker::new(graph), stage }
     }
 
     /// Works until there is nothing to do (`false`) or `go_on` says no (`true`).
@@ -147,26 +156,42 @@ impl Builder {
             Stage::Repairing(repair) => {
                 match repair.advance(&mut self.linker, index, turn, threads) {
                     Some(repair) => Stage::Repairing(repair),
-                    None => Stage::Surveying(Survey::new(&self.linker.graph)),
+                    None => self.survey(),
                 }
             }
             Stage::Surveying(survey) => match survey.advance(&mut self.linker, index) {
                 Some(survey) => Stage::Surveying(survey),
                 None => Stage::Idle,
             },
+            Stage::Probing(probe) => match probe.advance(&mut self.linker, index) {
+                Some(probe) => Stage::Probing(probe),
+                // From other roots other ways lead.
+                None => Stage::Surveying(Survey::new(&self.linker.graph)),
+            },
         };
         true
     }
 
     /// What is to be done next.
-    fn begin(&self, index: &VectorIndex) -> Option<Stage> {
+    fn begin(&mut self, index: &VectorIndex) -> Option<Stage> {
         let graph = &self.linker.graph;
         let (first, there) = (graph.len(), index.len());
+        let joined = first.saturating_sub(self.surveyed);
+        let part = if first < there { SURVEY_PART } else { LAST_SURVEY_PART };
+        if joined > first / part {
+            return Some(self.survey());
+        }
         if first < there {
             let most = (first / BATCH_PART).clamp(1, BATCH_MAX);
             let end = first.saturating_add(most).min(there);
             return Some(Stage::Choosing { first, end, joined: Vec::new() });
         }
         needs_repair(index, graph).then(|| Stage::Repairing(Repair::new(index, graph)))
+    }
+
+    /// Begins to try the roots, and then to look whether all can be reached from them.
+    fn survey(&mut self) -> Stage {
+        self.surveyed = self.linker.graph.len();
+        Stage::Probing(Probe::default())
     }
 }

@@ -3,27 +3,31 @@
 //! Invariants: the checksum covers every byte; bytes that pass it but do not make a sound graph are
 //! refused, never followed. Must not know: files, or the numbering of memories.
 //!
-//! Little-endian: magic, version u32, dim u32, nodes u32, nodes when the roots were chosen u32; then the roots (64 × u32, `u32::MAX`
-//! after the last); then of all nodes the codes (i8, as many as the dimension fills),
-//! scales (f32), bounds (f32 error, f32 norm), tombstones (u64 words) and neighbours (32 × u32, `u32::MAX` in empty places); then
+//! Little-endian: magic, version u32, dim u32, nodes u32, nodes when the roots were chosen u32, metric u32, factor f32,
+//! roots u32; then the roots (u32, at most 2,048); then of all nodes the codes (i8, as many as the dimension fills), the fine codes (the
+//! same), scales (f32), bounds (f32 error, f32 norm, f32 half of the squared length), tombstones (u64 words) and neighbours (32 × u32, `u32::MAX` in empty places); then
 //! the XXH3-64 of all of it. Sketches are drawn anew, as they take four times the room; until a node has its own, walks score its
 //! neighbours one by one. What a scan covers is not in it: the caller has those rows.
 
-use super::VectorIndex;
 use super::block::{DEGREE, IDS_BYTES, NONE, Pen, ids_of};
-use super::graph::{Graph, GraphView, Loaded, ROOTS, Roots};
-use super::vectors::{Measure, Vectors, width_of};
+use super::graph::{Graph, GraphView, Loaded};
+use super::roots::{ROOTS_MAX, Roots};
+use super::vectors::{Codes, Measure, UNIT_HALF_SQUARE, Vectors, width_of};
+use super::{Metric, VectorIndex};
 use crate::sync::MAX_ITEMS;
 use crate::sync::shim::Mutex;
 use arc_swap::ArcSwapOption;
-use flashbulb_kernels::Kernels;
+use flashbulb_kernels::{Kernels, as_codes};
 use std::io::{self, Write};
 use std::sync::Arc;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 const MAGIC: [u8; 8] = *b"FBINDEX\n";
-const VERSION: u32 = 2;
-const HEADER_BYTES: usize = 8 + 4 * 4 + 4 * ROOTS as usize;
+const VERSION: u32 = 3;
+const HEADER_BYTES: usize = 8 + 7 * 4;
+/// Bytes of a node's scale and bounds.
+const SCALE_BYTES: usize = 4;
+const BOUNDS_BYTES: usize = 12;
 const CHECKSUM_BYTES: usize = 8;
 /// Bytes gathered before they are hashed and written.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -85,20 +89,20 @@ impl VectorIndex {
         sink.put(&MAGIC)?;
         let (roots, of) =
             view.as_ref().map_or((Vec::new(), 0), |view| (view.root_ids(), view.roots.of));
-        for number in [VERSION, self.dim() as u32, nodes, of] {
+        let roots: Vec<u32> = roots.into_iter().filter(|id| *id < nodes).collect();
+        let metric = number_of(self.metric());
+        let factor = self.vectors.factor().to_bits();
+        for number in [VERSION, self.dim() as u32, nodes, of, metric, factor, roots.len() as u32] {
             sink.put(&number.to_le_bytes())?;
         }
-        for root in roots
-            .iter()
-            .filter(|id| **id < nodes)
-            .chain(&[NONE; ROOTS as usize])
-            .take(ROOTS as usize)
-        {
+        for root in roots {
             sink.put(&root.to_le_bytes())?;
         }
-        for code in vectors.codes.runs(0, nodes).flat_map(|(_, run)| run.chunks(vectors.width())) {
-            sink.buffer.extend(code.iter().map(|c| c.cast_unsigned()));
-            sink.put(&[])?;
+        for (_, run) in vectors.codes.runs(0, nodes).chain(vectors.fine_runs(nodes)) {
+            for row in run.chunks(vectors.width()) {
+                sink.buffer.extend(row.iter().map(|code| code.cast_unsigned()));
+                sink.put(&[])?;
+            }
         }
         for measure in vectors.measures(0, nodes).flat_map(|(_, run)| run) {
             sink.put(&measure.scale.to_le_bytes())?;
@@ -106,6 +110,7 @@ impl VectorIndex {
         for measure in vectors.measures(0, nodes).flat_map(|(_, run)| run) {
             sink.put(&measure.error.to_le_bytes())?;
             sink.put(&measure.norm.to_le_bytes())?;
+            sink.put(&measure.half_square.to_le_bytes())?;
         }
         for at in 0..nodes.div_ceil(64) {
             let inside = (nodes - at * 64).min(64);
@@ -136,9 +141,12 @@ impl VectorIndex {
     ///
     /// If `dim` is 0.
     pub fn load(dim: usize, kernels: Kernels, bytes: &[u8]) -> Result<VectorIndex, LoadError> {
-        let (nodes, of, mut body) = open(dim, bytes)?;
-        let roots = read_roots(nodes, &mut body)?;
-        let vectors = read_vectors(dim, kernels, nodes as usize, &mut body)?;
+        let (header, mut body) = open(dim, bytes)?;
+        let Header { nodes, of, .. } = header;
+        let vectors = Vectors::new(dim, header.metric);
+        vectors.set_factor(header.factor);
+        let roots = read_roots(&header, &mut body)?;
+        read_vectors(&vectors, kernels, nodes as usize, &mut body)?;
         let graph = read_graph(nodes, &vectors, &mut body)?;
         let graph = (nodes > 0).then(|| Arc::new(graph));
         let index = VectorIndex {
@@ -176,8 +184,17 @@ impl<'a> Body<'a> {
     }
 }
 
+/// What comes first.
+struct Header {
+    nodes: u32,
+    of: u32,
+    metric: Metric,
+    factor: f32,
+    roots: u32,
+}
+
 /// Checks magic, version, length and checksum.
-fn open(dim: usize, bytes: &[u8]) -> Result<(u32, u32, Body<'_>), LoadError> {
+fn open(dim: usize, bytes: &[u8]) -> Result<(Header, Body<'_>), LoadError> {
     let mut body = Body(bytes);
     if body.array()? != MAGIC {
         return refuse("not an index checkpoint");
@@ -189,8 +206,10 @@ fn open(dim: usize, bytes: &[u8]) -> Result<(u32, u32, Body<'_>), LoadError> {
         return refuse("another dimension");
     }
     let (nodes, of) = (body.u32()?, body.u32()?);
-    let node_bytes = (width_of(dim) + 4 + 8 + IDS_BYTES) as u128;
+    let (metric, factor, roots) = (body.u32()?, f32::from_bits(body.u32()?), body.u32()?);
+    let node_bytes = (2 * width_of(dim) + SCALE_BYTES + BOUNDS_BYTES + IDS_BYTES) as u128;
     let whole = (HEADER_BYTES + CHECKSUM_BYTES) as u128
+        + u128::from(roots) * 4
         + u128::from(nodes) * node_bytes
         + u128::from(nodes.div_ceil(64)) * 8;
     if whole != bytes.len() as u128 || nodes > MAX_ITEMS {
@@ -200,44 +219,72 @@ fn open(dim: usize, bytes: &[u8]) -> Result<(u32, u32, Body<'_>), LoadError> {
     if xxh3_64(content).to_le_bytes() != checksum {
         return refuse("the checksum does not match");
     }
-    Ok((nodes, of, body))
+    if !(factor.is_normal() && factor > 0.0) {
+        return refuse("a factor that no index has");
+    }
+    if roots > ROOTS_MAX {
+        return refuse("more roots than an index has");
+    }
+    Ok((Header { nodes, of, metric: metric_of(metric)?, factor, roots }, body))
 }
 
-fn read_roots(nodes: u32, body: &mut Body<'_>) -> Result<Vec<u32>, LoadError> {
-    let roots = body.take(4 * ROOTS as usize)?.as_chunks::<4>().0;
+fn read_roots(header: &Header, body: &mut Body<'_>) -> Result<Vec<u32>, LoadError> {
+    let roots = body.take(4 * header.roots as usize)?.as_chunks::<4>().0;
     let roots: Vec<u32> = ids_of(roots).collect();
-    if roots.iter().any(|id| *id >= nodes) {
+    if roots.iter().any(|id| *id >= header.nodes) {
         return refuse("a root is out of range");
     }
     Ok(roots)
 }
 
+/// A metric as a number.
+fn number_of(metric: Metric) -> u32 {
+    match metric {
+        Metric::Cosine => 0,
+        Metric::Dot => 1,
+        Metric::L2 => 2,
+    }
+}
+
+fn metric_of(number: u32) -> Result<Metric, LoadError> {
+    let known = [Metric::Cosine, Metric::Dot, Metric::L2];
+    match known.into_iter().find(|metric| number_of(*metric) == number) {
+        Some(metric) => Ok(metric),
+        None => refuse("an unknown metric"),
+    }
+}
+
 fn read_vectors(
-    dim: usize,
+    vectors: &Vectors,
     kernels: Kernels,
     nodes: usize,
     body: &mut Body<'_>,
-) -> Result<Vectors, LoadError> {
-    let width = width_of(dim);
-    let codes = body.take(nodes * width)?;
-    let scales = body.take(nodes * 4)?.as_chunks::<4>().0;
-    let bounds = body.take(nodes * 8)?.as_chunks::<8>().0;
+) -> Result<(), LoadError> {
+    let width = vectors.width();
+    let codes = as_codes(body.take(nodes * width)?).chunks_exact(width);
+    let fine = as_codes(body.take(nodes * width)?).chunks_exact(width);
+    let scales = body.take(nodes * SCALE_BYTES)?.as_chunks::<SCALE_BYTES>().0;
+    let bounds = body.take(nodes * BOUNDS_BYTES)?.as_chunks::<4>().0.as_chunks::<3>().0;
     let dead = body.take(nodes.div_ceil(64) * 8)?.as_chunks::<8>().0;
-    let vectors = Vectors::new(dim);
-    let mut row = Vec::with_capacity(width);
-    for ((codes, scale), bounds) in codes.chunks_exact(width).zip(scales).zip(bounds) {
-        row.clear();
-        row.extend(codes.iter().map(|c| c.cast_signed()));
-        let (error, norm) = bounds.split_at(4);
-        let float = |b: &[u8]| b.try_into().map_or(f32::NAN, f32::from_le_bytes);
-        let (scale, error, norm) = (f32::from_le_bytes(*scale), float(error), float(norm));
-        let code_norm = (kernels.dot_i8(&row, &row) as f32).sqrt() * scale;
+    for ((codes, fine), (scale, bounds)) in codes.zip(fine).zip(scales.iter().zip(bounds)) {
+        let scale = f32::from_le_bytes(*scale);
+        let [error, norm, half_square] = bounds.map(f32::from_le_bytes);
+        let code_norm = (kernels.dot_i8(codes, codes) as f32).sqrt() * scale;
+        let halved = match vectors.metric() {
+            Metric::Cosine => half_square == UNIT_HALF_SQUARE,
+            Metric::Dot | Metric::L2 => {
+                (half_square * 2.0 - norm * norm).abs() <= norm * norm * 1e-2 + 1e-12
+            }
+        };
         // The triangle inequality. Written so that it refuses what is not a number.
-        let sound = scale > 0.0 && error >= 0.0 && (code_norm - norm).abs() <= error + norm * 1e-3;
+        let sound = scale > 0.0
+            && error >= 0.0
+            && (code_norm - norm).abs() <= error + norm * 1e-3
+            && halved;
         if !sound {
             return refuse("codes and norm of a vector disagree");
         }
-        vectors.push_codes(&row, Measure { scale, error, norm });
+        vectors.push_codes(Codes { codes, fine }, Measure { scale, error, norm, half_square });
     }
     for (at, word) in dead.iter().enumerate() {
         let mut bits = u64::from_le_bytes(*word);
@@ -250,7 +297,7 @@ fn read_vectors(
             bits &= bits - 1;
         }
     }
-    Ok(vectors)
+    Ok(())
 }
 
 fn read_graph(nodes: u32, vectors: &Vectors, body: &mut Body<'_>) -> Result<Graph, LoadError> {

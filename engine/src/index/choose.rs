@@ -7,14 +7,14 @@
 //! 32 slots cost the same filled or empty (Gou et al., *SymphonyQG*, SIGMOD 2025).
 
 use super::block::DEGREE;
-use super::vectors::VectorsView;
-use flashbulb_kernels::{Coded, Kernels};
+use super::vectors::{Measure, VectorsView};
+use flashbulb_kernels::Kernels;
 
 /// How many times closer to another neighbour a candidate must be to be passed over, as a ratio of squared distances. Measured on
 /// 100,000 × 384: 1.21 instead of 1 takes a third off the steps to recall@10 0.98.
 const SLACK: f32 = 1.21;
 
-/// A node and its product with another.
+/// A node and how close it is to another: half of their squared distance, with a minus.
 pub(super) type Scored = (u32, f32);
 
 /// Measures vectors against one another by their codes.
@@ -31,48 +31,51 @@ pub(super) struct Choice {
     pub(super) ids: Vec<u32>,
     pub(super) diverse: usize,
     passed_over: Vec<u32>,
-    /// Codes of the chosen, side by side, and their scales.
+    /// Codes of the chosen, side by side, and their measures.
     codes: Vec<i8>,
-    scales: Vec<f32>,
+    measures: Vec<Measure>,
 }
 
 /// Neighbours that a candidate is compared with at once.
 const ABREAST: usize = 8;
 
 impl Scale<'_> {
-    /// The products of a node with others, appended to `out`.
+    /// How close a node is to others, appended to `out`.
     pub(super) fn score(&self, node: u32, others: &[u32], out: &mut Vec<Scored>) {
-        let Some(own) = self.vectors.coded(node) else { return };
+        let Some((measure, own)) = self.vectors.row(node) else { return };
         others.iter().for_each(|id| self.vectors.prefetch(*id));
         for id in others {
-            if let Some(other) = self.vectors.coded(*id) {
-                let dot = self.kernels.dot_i8(own.codes, other.codes);
-                out.push((*id, dot as f32 * own.scale * other.scale));
+            if let Some((other, codes)) = self.vectors.row(*id) {
+                out.push((
+                    *id,
+                    self.vectors.closeness(self.kernels.dot_i8(own, codes), measure, other),
+                ));
             }
         }
     }
 
-    /// Whether a candidate, whose product with the node is `score`, is far enough from all that were chosen.
-    fn is_diverse(&self, candidate: Coded<'_>, score: f32, choice: &Choice) -> bool {
-        let most = most_of(score);
+    /// Whether a candidate that is so close to the node is far enough from all that were chosen.
+    fn is_diverse(&self, (measure, codes): (Measure, &[i8]), close: f32, choice: &Choice) -> bool {
+        let most = close / SLACK;
         let rows = choice.codes.chunks(ABREAST * self.vectors.width());
-        rows.zip(choice.scales.chunks(ABREAST)).all(|(rows, scales)| {
+        rows.zip(choice.measures.chunks(ABREAST)).all(|(rows, measures)| {
             let mut dots = [0; ABREAST];
-            let dots = &mut dots[..scales.len()];
-            self.kernels.dot_i8_rows(candidate.codes, rows, dots);
-            dots.iter().zip(scales).all(|(dot, scale)| *dot as f32 * candidate.scale * scale < most)
+            let dots = &mut dots[..measures.len()];
+            self.kernels.dot_i8_rows(codes, rows, dots);
+            dots.iter()
+                .zip(measures)
+                .all(|(dot, m)| self.vectors.closeness(*dot, measure, *m) < most)
         })
     }
 
     /// Whether one of the candidates, which are in the order of [`order`], would be taken in the place of all but those before it.
     pub(super) fn is_wanted(&self, candidates: &[Scored], candidate: u32) -> bool {
         let Some(at) = candidates.iter().position(|c| c.0 == candidate) else { return false };
-        let Some(own) = self.vectors.coded(candidate) else { return false };
-        let most = most_of(candidates[at].1);
+        let Some((measure, own)) = self.vectors.row(candidate) else { return false };
+        let most = candidates[at].1 / SLACK;
         candidates[..at].iter().all(|(id, _)| {
-            self.vectors.coded(*id).is_none_or(|other| {
-                let dot = self.kernels.dot_i8(own.codes, other.codes);
-                dot as f32 * own.scale * other.scale < most
+            self.vectors.row(*id).is_none_or(|(other, codes)| {
+                self.vectors.closeness(self.kernels.dot_i8(own, codes), measure, other) < most
             })
         })
     }
@@ -82,18 +85,18 @@ impl Scale<'_> {
         choice.ids.clear();
         choice.passed_over.clear();
         choice.codes.clear();
-        choice.scales.clear();
-        for (id, score) in candidates {
+        choice.measures.clear();
+        for (id, close) in candidates {
             if choice.ids.len() == DEGREE {
                 break;
             }
-            let Some(candidate) = self.vectors.coded(*id) else {
+            let Some(candidate) = self.vectors.row(*id) else {
                 continue;
             };
-            if self.is_diverse(candidate, *score, choice) {
+            if self.is_diverse(candidate, *close, choice) {
                 choice.ids.push(*id);
-                choice.codes.extend_from_slice(candidate.codes);
-                choice.scales.push(candidate.scale);
+                choice.codes.extend_from_slice(candidate.1);
+                choice.measures.push(candidate.0);
             } else if choice.passed_over.len() < DEGREE {
                 choice.passed_over.push(*id);
             }
@@ -104,13 +107,7 @@ impl Scale<'_> {
     }
 }
 
-/// The largest product with a chosen neighbour that a candidate may have, whose product with the node is `score`. Of unit vectors,
-/// whose squared distance is 2 − 2 · product.
-fn most_of(score: f32) -> f32 {
-    1.0 - (1.0 - score) / SLACK
-}
-
-/// Best first, equal ones by number; each node once.
+/// Closest first, equal ones by number; each node once.
 pub(super) fn order(candidates: &mut Vec<Scored>) {
     candidates.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     candidates.dedup_by_key(|candidate| candidate.0);

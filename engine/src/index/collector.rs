@@ -3,8 +3,7 @@
 //! Invariant: given sound bounds, no vector of the true top k is ever dropped (up to f32 rounding
 //! of equal scores). Must not know: where candidates come from.
 
-use super::{RowSource, VectorNo};
-use flashbulb_kernels::Kernels;
+use super::VectorNo;
 
 /// Candidates kept before those that fell below the threshold are swept out.
 const SWEEP_FROM: usize = 4_096;
@@ -20,7 +19,7 @@ struct Candidate {
 pub(super) struct Best {
     /// Best first, equal scores by number.
     pub(super) hits: Vec<(VectorNo, f32)>,
-    /// f32 rows read to find them.
+    /// Candidates scored anew to find them.
     pub(super) reranked: u64,
 }
 
@@ -32,7 +31,6 @@ pub(super) struct Collector {
     lowers: Vec<f32>,
     candidates: Vec<Candidate>,
     sweep_at: usize,
-    row: Vec<f32>,
 }
 
 impl Collector {
@@ -41,11 +39,6 @@ impl Collector {
         self.lowers.clear();
         self.candidates.clear();
         self.sweep_at = SWEEP_FROM;
-    }
-
-    /// Forgets all candidates, for another try at the same search.
-    pub(super) fn begin_again(&mut self) {
-        self.begin(self.k);
     }
 
     /// The k-th best lower bound: what falls below it cannot be among the k best.
@@ -79,32 +72,27 @@ impl Collector {
         self.candidates.retain(|c| c.upper >= threshold);
     }
 
-    /// Scores the candidates in f32, best bound first, until none can enter the k best.
-    pub(super) fn finish<R: RowSource + ?Sized>(
+    /// Scores the candidates anew, best bound first, until none can enter the k best. `told` makes of a bound what `score` says.
+    pub(super) fn finish<E>(
         &mut self,
-        query: &[f32],
-        kernels: Kernels,
-        rows: &R,
-    ) -> Result<Best, R::Error> {
+        told: impl Fn(f32) -> f32,
+        prefetch: impl Fn(u32),
+        mut score: impl FnMut(u32) -> Result<f32, E>,
+    ) -> Result<Best, E> {
         self.sweep();
         self.candidates
             .sort_unstable_by(|a, b| b.upper.total_cmp(&a.upper).then(a.vector.cmp(&b.vector)));
-        self.row.clear();
-        self.row.resize(query.len(), 0.0);
-        for c in self.candidates.iter().take(self.k) {
-            rows.prefetch(VectorNo(c.vector));
-        }
+        self.candidates.iter().take(self.k).for_each(|c| prefetch(c.vector));
         let mut hits: Vec<(VectorNo, f32)> = Vec::with_capacity(self.k.min(self.candidates.len()));
         let mut reranked = 0;
         for c in &self.candidates {
             let full = hits.len() == self.k;
-            if full && hits.last().is_some_and(|worst| c.upper < worst.1) {
+            if full && hits.last().is_some_and(|worst| told(c.upper) < worst.1) {
                 break;
             }
             let vector = VectorNo(c.vector);
-            rows.copy_row(vector, &mut self.row)?;
+            let score = score(c.vector)?;
             reranked += 1;
-            let score = kernels.dot_f32(query, &self.row);
             let at = hits.partition_point(|hit| (hit.1, vector) >= (score, hit.0));
             if at < self.k {
                 if full {

@@ -3,40 +3,13 @@
 //! Invariants: nodes are the first `len()` vectors; a node's own block is published before another leads to it; what is below
 //! `covered()` can be reached. Must not know: how neighbours are chosen.
 
-use super::block::{Block, DEGREE, LINE, NONE, Pen, block_bytes, ids_of};
+use super::block::{Block, DEGREE, LINE, NONE, block_bytes, ids_of, own_bytes};
+use super::roots::Roots;
 use crate::sync::shim::{AtomicU32, Ordering};
 use crate::sync::{BlockStore, PinnedBlocks, Watermark};
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use std::ops::Range;
 use std::sync::Arc;
-
-/// Blocks of roots: what a walk looks at first.
-const ROOT_BLOCKS: u32 = 2;
-/// Nodes that roots lead to, at most.
-pub(super) const ROOTS: u32 = ROOT_BLOCKS * DEGREE as u32;
-
-/// Where walks begin: blocks around the origin whose neighbours are a sample of the nodes.
-#[derive(Debug, Default)]
-pub(super) struct Roots {
-    /// Blocks, one after the other.
-    pub(super) bytes: Vec<u8>,
-    /// Nodes in them.
-    pub(super) count: u32,
-    /// Nodes that the graph had when they were chosen.
-    pub(super) of: u32,
-}
-
-impl Roots {
-    /// These nodes as roots (at most [`ROOTS`]), chosen among the first `of`.
-    pub(super) fn draw(pen: Pen<'_>, ids: &[u32], of: u32) -> Roots {
-        let block = block_bytes(pen.vectors.width());
-        let mut bytes = vec![0; block * ids.len().div_ceil(DEGREE)];
-        for (block, ids) in bytes.chunks_exact_mut(block).zip(ids.chunks(DEGREE)) {
-            pen.draw(None, ids, block);
-        }
-        Roots { bytes, count: ids.len() as u32, of }
-    }
-}
 
 /// Neighbours' numbers as a checkpoint has them, of nodes that have no block yet.
 #[derive(Debug)]
@@ -166,6 +139,12 @@ impl GraphView<'_> {
     #[inline]
     pub(super) fn block_lines(&self) -> usize {
         block_bytes(self.width) / LINE
+    }
+
+    /// Cache lines at a block's start that hold its node's own codes.
+    #[inline]
+    pub(super) fn own_lines(&self) -> usize {
+        own_bytes(self.width) / LINE
     }
 
     /// Asks the processor for where a node's block is.

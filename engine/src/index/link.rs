@@ -5,11 +5,11 @@
 
 use super::block::{Block, DEGREE, NONE, Pen};
 use super::choose::{Choice, Scale, Scored, order};
-use super::graph::{Graph, ROOTS, Roots};
+use super::graph::Graph;
 use super::repair::{Mend, Repair};
-use super::vectors::{QueryCodes, VectorsView};
+use super::vectors::QueryCodes;
 use super::walk::{Reach, Trail, Walk};
-use super::{VectorIndex, VectorNo};
+use super::{SearchParams, VectorIndex};
 use crate::sync::shim::{AtomicU32, Ordering};
 use std::ops::Range;
 use std::sync::Arc;
@@ -207,8 +207,8 @@ impl Linker {
         }
     }
 
-    /// Links nodes that nothing leads to from the closest of their own neighbours, in the place of that one's farthest neighbour that
-    /// others lead to as well.
+    /// Links nodes that nothing leads to from the closest of their own neighbours, in the place of a neighbour of that one
+    /// that others lead to as well.
     pub(super) fn adopt(&mut self, index: &VectorIndex) {
         let pen = Pen { kernels: index.kernels, vectors: index.vectors.view() };
         let mut orphans = std::mem::take(&mut self.orphans);
@@ -253,8 +253,11 @@ impl Linker {
             let mut scored = Vec::with_capacity(DEGREE);
             scale.score(parent, &neighbours, &mut scored);
             order(&mut scored);
-            let spare = scored.iter().rev().find(|c| self.in_degree[c.0 as usize] > 1);
-            let Some((spare, _)) = spare else { return false };
+            // The last are those that a closer neighbour stands for.
+            let mut choice = Choice::default();
+            scale.choose(&scored, &mut choice);
+            let spare = choice.ids.iter().rev().find(|id| self.in_degree[**id as usize] > 1);
+            let Some(spare) = spare else { return false };
             neighbours.retain(|id| id != spare);
             lost.push(*spare);
         }
@@ -300,19 +303,24 @@ impl Linker {
         }
     }
 
-    /// Chooses new roots when the graph has doubled since the last ones, or the last ones are gone.
-    pub(super) fn refresh_roots(&mut self, index: &VectorIndex) {
-        let nodes = self.graph.len();
-        let roots = self.graph.roots.load();
-        if roots.count < ROOTS || nodes / 2 >= roots.of {
-            self.choose_roots(index);
+    /// Whether a walk finds a live node by itself; whatever is as close will do. `true` of others.
+    pub(super) fn finds(&mut self, index: &VectorIndex, node: u32) -> bool {
+        let graph = Arc::clone(&self.graph);
+        let vectors = index.vectors.view();
+        let view = graph.view();
+        if vectors.dead.is_dead(node) || view.block(node).is_none() {
+            return true;
         }
-    }
-
-    /// Chooses new roots among the live nodes.
-    pub(super) fn choose_roots(&mut self, index: &VectorIndex) {
-        let roots = roots_of(&self.graph, index);
-        self.graph.roots.store(Arc::new(roots));
+        let Some((measure, codes)) = vectors.row(node) else { return true };
+        let mut scratch = self.scratches.pop().unwrap_or_default();
+        scratch.query.set_coded(&vectors, (measure, codes), index.kernels);
+        let walk = Walk { graph: &view, vectors, kernels: index.kernels };
+        let reach = Reach::of(1, SearchParams::DEFAULT_EF, EF_CONSTRUCTION);
+        walk.run(&scratch.query, &reach, &|_| true, &mut scratch.trail);
+        let own = scratch.query.score(&vectors, measure, index.kernels.dot_i8(codes, codes));
+        let found = scratch.trail.scored.iter().any(|one| one.node == node || one.score >= own);
+        self.scratches.push(scratch);
+        found
     }
 
     /// Gives loaded nodes their blocks, from node `from` on, at most `most`; returns how far it came.
@@ -348,14 +356,14 @@ impl Scratch {
     /// Makes what a walk to a node expands the candidates, best first.
     fn find(&mut self, walk: &Walk<'_>, node: u32) {
         self.candidates.clear();
-        let Some(coded) = walk.vectors.coded(node) else {
+        let Some(own) = walk.vectors.row(node) else {
             return;
         };
-        self.query.set_coded(coded, walk.kernels);
+        self.query.set_coded(&walk.vectors, own, walk.kernels);
         let all = |_| true;
         walk.run(&self.query, &Reach::steps(EF_CONSTRUCTION), &all, &mut self.trail);
         let found = self.trail.scored.iter().filter(|one| one.node != node);
-        self.candidates.extend(found.map(|one| (one.node, one.score)));
+        self.candidates.extend(found.map(|one| (one.node, -one.half_distance)));
         order(&mut self.candidates);
     }
 }
@@ -405,27 +413,4 @@ pub(super) fn change(
         graph.blocks.replace(node, slot);
     }
     change
-}
-
-/// A sample of the live nodes that have blocks, as blocks around the origin. The same graph gives the same roots.
-pub(super) fn roots_of(graph: &Graph, index: &VectorIndex) -> Roots {
-    let vectors: VectorsView<'_> = index.vectors.view();
-    let view = graph.view();
-    let nodes = view.len();
-    let mut ids: Vec<u32> = Vec::new();
-    let usable = |id: u32| {
-        !vectors.dead.is_dead(id) && (view.block(id).is_some() || view.loaded(id).is_some())
-    };
-    if nodes <= 4 * ROOTS {
-        ids.extend((0..nodes).filter(|id| usable(*id)).take(ROOTS as usize));
-    } else {
-        // Tried often enough that even a graph nine tenths dead gives almost all.
-        let tries = (0..40 * ROOTS).map(|at| super::hash(VectorNo(at)) % u64::from(nodes));
-        for id in tries.map(|id| id as u32) {
-            if ids.len() < ROOTS as usize && usable(id) && !ids.contains(&id) {
-                ids.push(id);
-            }
-        }
-    }
-    Roots::draw(Pen { kernels: index.kernels, vectors }, &ids, nodes)
 }

@@ -22,6 +22,7 @@ mod link;
 mod plan;
 mod pool;
 mod repair;
+mod roots;
 mod scan;
 mod scratch;
 mod search;
@@ -47,6 +48,18 @@ use vectors::Vectors;
 /// Number of a vector in its index: 0, 1, 2, … in the order of the pushes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VectorNo(pub u32);
+
+/// How vectors are compared. A larger score is always the better one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Metric {
+    /// The cosine: the dot product of vectors that the caller brought to unit length, queries too.
+    #[default]
+    Cosine,
+    /// The dot product of vectors of any length.
+    Dot,
+    /// The squared Euclidean distance, with a minus.
+    L2,
+}
 
 /// Live vectors from which a graph is built. Below, a scan is as fast and exact: measured at 384
 /// dimensions (`docs/ARCHITECTURE.md`, Index), a scan of 4,000 takes about as long as a walk.
@@ -80,15 +93,24 @@ pub struct VectorIndex {
 }
 
 impl VectorIndex {
-    /// An empty index of vectors of `dim` values.
+    /// An empty index of vectors of `dim` values and unit length.
     ///
     /// # Panics
     ///
     /// If `dim` is 0.
     pub fn new(dim: usize, kernels: Kernels) -> VectorIndex {
+        VectorIndex::with_metric(dim, Metric::Cosine, kernels)
+    }
+
+    /// An empty index of vectors of `dim` values that are compared like this.
+    ///
+    /// # Panics
+    ///
+    /// If `dim` is 0.
+    pub fn with_metric(dim: usize, metric: Metric, kernels: Kernels) -> VectorIndex {
         VectorIndex {
             kernels,
-            vectors: Vectors::new(dim),
+            vectors: Vectors::new(dim, metric),
             graph: ArcSwapOption::empty(),
             builder: Mutex::new(None),
         }
@@ -97,6 +119,11 @@ impl VectorIndex {
     /// Values in a vector.
     pub fn dim(&self) -> usize {
         self.vectors.dim()
+    }
+
+    /// How vectors are compared.
+    pub fn metric(&self) -> Metric {
+        self.vectors.metric()
     }
 
     /// Adds a vector; the next search finds it. One writer at a time.

@@ -37,11 +37,6 @@ impl Pool {
         self.heap.clear();
     }
 
-    /// Whether no candidate is left.
-    pub(super) fn is_empty(&self) -> bool {
-        self.heap.is_empty()
-    }
-
     /// Adds a candidate.
     #[inline]
     pub(super) fn offer(&mut self, node: u32, estimate: f32) {
@@ -136,7 +131,7 @@ mod tests {
         assert_eq!(rest, [1, 3, 6]);
         let order: Vec<u32> = std::iter::from_fn(|| pool.expand(all)).collect();
         assert_eq!(order, [3, 6, 1, 5]);
-        assert!(pool.is_empty());
+        assert_eq!(pool.peek(), None);
     }
 
     #[test]

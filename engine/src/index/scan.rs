@@ -59,7 +59,7 @@ fn scan_all(
         for (i, &dot) in dots.iter().enumerate() {
             let at = start + i;
             let measure = run.measures[at];
-            let score = dot as f32 * (query.scale * measure.scale);
+            let score = query.score(view, measure, dot);
             let slack = query.slack(measure);
             if score + slack >= collector.threshold() {
                 let vector = VectorNo(run.first + at as u32);
@@ -104,7 +104,7 @@ fn scan_members(
             let at = (number - first) as usize;
             let codes = &run.codes[at * view.width()..][..view.width()];
             let measure = run.measures[at];
-            let score = kernels.dot_i8(&query.codes, codes) as f32 * (query.scale * measure.scale);
+            let score = query.score(view, measure, kernels.dot_i8(&query.codes, codes));
             let slack = query.slack(measure);
             collector.offer(VectorNo(number), score, slack);
         }

@@ -13,6 +13,8 @@ pub struct Scratch {
     pub(super) query: QueryCodes,
     pub(super) trail: Trail,
     pub(super) collector: Collector,
+    /// A row that is being read.
+    pub(super) row: Vec<f32>,
 }
 
 impl Scratch {

@@ -1,6 +1,6 @@
 //! Looking whether every live node can be reached, and linking those that cannot.
 //!
-//! Invariant: when a survey is complete, a way of links leads from the roots to every live node that it could link. Must not know:
+//! Invariant: a survey that links nobody has found a way of links from the roots to every live node. Must not know:
 //! who deletes, or when.
 //!
 //! Counting the links to each node keeps a node from losing its last one, but not two from leading to nobody but one another.
@@ -22,15 +22,26 @@ pub(super) struct Survey {
     nodes: u32,
     /// All nodes below it were reached or dealt with.
     next: u32,
+    /// Whether a node was linked: in the place of a link that may have been the only way to another.
+    linked: bool,
+    /// Surveys that are to follow at most.
+    more: u32,
 }
+
+/// Surveys one after the other at most, as long as each links a node.
+const ROUNDS: u32 = 8;
 
 impl Survey {
     /// A survey from the roots on.
     pub(super) fn new(graph: &Graph) -> Survey {
+        Survey::round(graph, ROUNDS - 1)
+    }
+
+    fn round(graph: &Graph, more: u32) -> Survey {
         let view = graph.view();
         let nodes = view.len();
         let reached = vec![0; nodes.div_ceil(64) as usize];
-        let mut survey = Survey { reached, open: Vec::new(), nodes, next: 0 };
+        let mut survey = Survey { reached, open: Vec::new(), nodes, next: 0, linked: false, more };
         view.root_ids().into_iter().for_each(|root| survey.reach(root));
         survey
     }
@@ -71,10 +82,11 @@ impl Survey {
             if !self.is_reached(node) && !dead.is_dead(node) {
                 // Whoever is found by a walk can be reached, and now leads here.
                 linker.adopt_by_any(index, node);
+                self.linked = true;
                 self.reach(node);
                 return Some(self);
             }
         }
-        None
+        (self.linked && self.more > 0).then(|| Survey::round(&graph, self.more - 1))
     }
 }

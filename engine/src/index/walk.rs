@@ -32,8 +32,8 @@ pub(super) struct Trail {
     pub(super) scored: Vec<Scored>,
     /// How many were expanded.
     pub(super) expanded: usize,
-    /// The best exact scores of nodes that may be returned, best first.
-    best: Vec<f32>,
+    /// The best exact scores of nodes that may be returned, best first, and the distances they stand for.
+    best: Vec<(f32, f32)>,
 }
 
 /// A node that was scored by its codes.
@@ -43,6 +43,8 @@ pub(super) struct Scored {
     pub(super) score: f32,
     /// How far the score may be off.
     pub(super) slack: f32,
+    /// Half of the squared distance to the query.
+    pub(super) half_distance: f32,
     /// Whether the search may return it: asked once, as a filter may be slow.
     pub(super) returnable: bool,
 }
@@ -62,8 +64,6 @@ pub(super) struct Reach {
 
 /// Best scores that a walk is measured by, at least: by fewer, it ends in the first hollow.
 const RANK_MIN: usize = 10;
-/// Steps for each candidate that is to be kept: enough that the walk ends by its own rule.
-const STEPS_FOR_EF: usize = 4;
 /// Where a walk's reach is none: at this `ef` it ends when the best candidate is estimated to be no better than the k-th best.
 const EF_OF_NONE: f32 = 16.0;
 /// Deviations that each doubling of `ef` adds. Measured on 236,000 × 384, as all here.
@@ -74,6 +74,8 @@ const DEVIATIONS_SCORED_MIN: f32 = 1.5;
 /// A walk of so many steps does without candidates that are so many deviations below the score of this rank.
 const RANK_OF_STEPS: usize = 32;
 const DEVIATIONS_OF_STEPS: f32 = 5.0;
+/// Blocks of roots that are all made candidates.
+const BLOCKS_OF_FEW_ROOTS: usize = 4;
 /// Deviation of an estimate at one dimension, in parts of the squared distance to the k-th best. RaBitQ's bound has `0.75 / √dim` of
 /// the product of two distances, which near the end are both about that one.
 const DEVIATION: f32 = 1.5;
@@ -85,16 +87,27 @@ impl Reach {
         Reach { steps, rank, steps_end: f32::INFINITY, scores_end }
     }
 
-    /// For the `k` best: wider with `ef`. The most steps are a multiple of `pool`, as many candidates as are to be found.
-    pub(super) fn of(k: usize, ef: usize, pool: usize) -> Reach {
+    /// For the `k` best: wider with `ef`, in at most so many steps.
+    pub(super) fn of(k: usize, ef: usize, steps: usize) -> Reach {
         let steps_end = DEVIATIONS_A_DOUBLING * (ef as f32 / EF_OF_NONE).log2();
         Reach {
-            steps: pool.saturating_mul(STEPS_FOR_EF),
+            steps,
             rank: k.max(RANK_MIN),
             steps_end,
             scores_end: (steps_end + DEVIATIONS_SCORED).max(DEVIATIONS_SCORED_MIN),
         }
     }
+}
+
+/// How a walk came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Walked {
+    /// It found enough, and what is left is too far below that.
+    ToTheEnd,
+    /// It found enough when it had made all its steps.
+    Far,
+    /// It found too little that may be returned.
+    Nowhere,
 }
 
 /// The block that is on its way to the cache, and how many of its lines were asked for.
@@ -119,45 +132,41 @@ struct Ends {
 impl Trail {
     /// Where the walk ends, by what was found.
     fn ends(&self, reach: &Reach, width: usize) -> Ends {
-        let Some(score) = self.best.get(reach.rank - 1) else {
+        let Some((score, half_distance)) = self.best.get(reach.rank - 1) else {
             return Ends { steps: f32::NEG_INFINITY, scores: f32::NEG_INFINITY };
         };
-        // Of unit vectors: half of the squared distance.
-        let distance = (1.0 - score).max(f32::MIN_POSITIVE);
-        let deviation = DEVIATION * distance / (width as f32).sqrt();
+        let deviation = DEVIATION * half_distance.max(f32::MIN_POSITIVE) / (width as f32).sqrt();
         Ends {
             steps: score - reach.steps_end * deviation,
             scores: score - reach.scores_end * deviation,
         }
     }
 
-    /// Whether as many were found as the walk was to be measured by.
-    pub(super) fn found_enough(&self, reach: &Reach) -> bool {
-        self.best.len() >= reach.rank
-    }
-
     /// Takes note of a score; whether that moves the end.
-    fn found(&mut self, score: f32, rank: usize) -> bool {
+    fn found(&mut self, one: &Scored, rank: usize) -> bool {
+        let score = one.score;
         if self.best.len() == rank {
-            if self.best.last().is_some_and(|last| score <= *last) {
+            if self.best.last().is_some_and(|last| score <= last.0) {
                 return false;
             }
             self.best.pop();
         }
-        let at = self.best.partition_point(|s| *s >= score);
-        self.best.insert(at, score);
+        let at = self.best.partition_point(|best| best.0 >= score);
+        self.best.insert(at, (score, one.half_distance));
         self.best.len() == rank
     }
 }
 
 impl Walk<'_> {
-    /// The query's product with a node, by its codes.
+    /// The query's score with a node, by its codes.
     #[inline]
     fn score(&self, query: &QueryCodes, node: u32, (measure, codes): (Measure, &[i8])) -> Scored {
-        let dot = self.kernels.dot_i8(&query.codes, codes) as f32;
+        let dot = self.kernels.dot_i8(&query.codes, codes);
+        let score = query.score(&self.vectors, measure, dot);
         Scored {
             node,
-            score: dot * measure.scale * query.scale,
+            score,
+            half_distance: query.half_distance(score),
             slack: query.likely_slack(measure),
             returnable: false,
         }
@@ -170,18 +179,20 @@ impl Walk<'_> {
         reach: &Reach,
         returnable: &dyn Fn(u32) -> bool,
         trail: &mut Trail,
-    ) {
+    ) -> Walked {
         trail.pool.begin();
         trail.visited.begin(self.graph.len());
         trail.scored.clear();
         trail.best.clear();
         let mut ends = trail.ends(reach, query.codes.len());
-        for root in self.graph.roots() {
-            self.estimate(query, root, 0.0, ends.scores, trail);
-        }
+        self.begin_at_roots(query, trail);
         let mut ahead = Ahead { node: NONE, lines: 0 };
+        let mut ended = false;
         for _ in 0..reach.steps {
-            let Some(node) = trail.pool.expand(ends.steps) else { break };
+            let Some(node) = trail.pool.expand(ends.steps) else {
+                ended = true;
+                break;
+            };
             // The next one is asked for bit by bit: the processor waits for as many lines at once as it has room for.
             self.look_ahead(trail, &mut ahead);
             self.fetch(&mut ahead, FETCH_LINES);
@@ -195,7 +206,7 @@ impl Walk<'_> {
             scored.returnable = returnable(node);
             trail.scored.push(scored);
             let score = scored.score;
-            if scored.returnable && trail.found(score, reach.rank) {
+            if scored.returnable && trail.found(&scored, reach.rank) {
                 ends = trail.ends(reach, query.codes.len());
             }
             if let Some(block) = block {
@@ -209,6 +220,31 @@ impl Walk<'_> {
         trail.expanded = trail.scored.len();
         if ends.steps > f32::NEG_INFINITY {
             self.score_rest(query, ends.scores, returnable, trail);
+        }
+        match (trail.best.len() >= reach.rank, ended) {
+            (false, _) => Walked::Nowhere,
+            (true, false) => Walked::Far,
+            (true, true) => Walked::ToTheEnd,
+        }
+    }
+
+    /// Makes the roots candidates; where they are many, the best of each block.
+    fn begin_at_roots(&self, query: &QueryCodes, trail: &mut Trail) {
+        let all = f32::NEG_INFINITY;
+        let few = self.graph.roots.count as usize <= BLOCKS_OF_FEW_ROOTS * DEGREE;
+        for root in self.graph.roots() {
+            if few {
+                self.estimate(query, root, 0.0, all, trail);
+                continue;
+            }
+            let mut estimates = [0.0; DEGREE];
+            self.estimates(query, root, 0.0, all, &mut estimates);
+            let best = (0..DEGREE).max_by(|a, b| estimates[*a].total_cmp(&estimates[*b]));
+            if let Some(slot) = best.filter(|slot| estimates[*slot] > all)
+                && trail.visited.see(root.id(slot))
+            {
+                trail.pool.offer(root.id(slot), estimates[slot]);
+            }
         }
     }
 
@@ -243,10 +279,11 @@ impl Walk<'_> {
         trail: &mut Trail,
     ) {
         for node in trail.pool.rest(least) {
-            self.vectors.prefetch(node);
+            self.graph.prefetch(node, 0..self.graph.own_lines());
         }
         for node in trail.pool.rest(least) {
-            if let Some(own) = self.vectors.row(node) {
+            let block = self.graph.block(node).map(|block| block.own());
+            if let Some(own) = block.or_else(|| self.vectors.row(node)) {
                 let scored = self.score(query, node, own);
                 trail.scored.push(Scored { returnable: returnable(node), ..scored });
             }
@@ -264,8 +301,7 @@ impl Walk<'_> {
         trail: &mut Trail,
     ) {
         let mut estimates = [0.0; DEGREE];
-        let mut above =
-            self.kernels.estimate(&query.table, block.sketch, base, least, &mut estimates);
+        let mut above = self.estimates(query, block, base, least, &mut estimates);
         while above != 0 {
             let slot = above.trailing_zeros() as usize;
             above &= above - 1;
@@ -274,6 +310,48 @@ impl Walk<'_> {
                 trail.pool.offer(id, estimates[slot]);
             }
         }
+    }
+
+    /// The estimates of a block, and a bit for each that exceeds `least`.
+    #[inline]
+    fn estimates(
+        &self,
+        query: &QueryCodes,
+        block: Block<'_>,
+        base: f32,
+        least: f32,
+        estimates: &mut [f32; DEGREE],
+    ) -> u32 {
+        match query.lifted() {
+            Some(height) => self.estimate_lifted(query, block, (base, height), least, estimates),
+            None => self.kernels.estimate(&query.table, block.sketch, base, least, estimates),
+        }
+    }
+
+    /// As the kernel's estimates, of products of lifted vectors.
+    fn estimate_lifted(
+        &self,
+        query: &QueryCodes,
+        block: Block<'_>,
+        (base, height): (f32, f32),
+        least: f32,
+        estimates: &mut [f32; DEGREE],
+    ) -> u32 {
+        // Around the origin, which is not lifted, the base is nothing.
+        let own = block.own().0;
+        let product = if own.scale > 0.0 { base - height * self.vectors.height(own) } else { base };
+        let all = f32::NEG_INFINITY;
+        let present = self.kernels.estimate(&query.table, block.sketch, product, all, estimates);
+        let mut above = 0;
+        for (slot, estimate) in estimates.iter_mut().enumerate() {
+            if present >> slot & 1 == 1
+                && let Some(measure) = self.vectors.measure(block.id(slot))
+            {
+                *estimate += height * self.vectors.height(measure);
+                above |= u32::from(*estimate > least) << slot;
+            }
+        }
+        above
     }
 
     /// Offers neighbours that have no sketch yet by their exact scores.

@@ -1,7 +1,8 @@
 //! Graphs as the index builds them, and graphs with one thing wrong.
 
 use super::super::block::{IDS_BYTES, Pen, block_bytes};
-use super::super::graph::{Graph, Roots};
+use super::super::graph::Graph;
+use super::super::roots::Roots;
 use super::super::{Audit, VectorIndex, VectorNo};
 use super::data::{Rows, build};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ fn with(root: u32, lists: &[&[u32]]) -> VectorIndex {
     let mut bytes = vec![0; block_bytes(index.vectors.width())];
     pen.draw(None, &[root], &mut bytes);
     put_id(&mut bytes, 0, root);
-    graph.roots.store(Arc::new(Roots { bytes, count: 1, of: 8 }));
+    graph.roots.store(Arc::new(Roots { bytes, count: 1, of: 8, ..Roots::default() }));
     graph.cover(graph.len());
     index.graph.store(Some(Arc::new(graph)));
     index

@@ -9,6 +9,7 @@ mod concurrent;
 mod data;
 mod deletes;
 mod filters;
+mod metrics;
 mod persistence;
 mod random;
 mod recall;
