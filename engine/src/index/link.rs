@@ -315,7 +315,7 @@ impl Linker {
         let mut scratch = self.scratches.pop().unwrap_or_default();
         scratch.query.set_coded(&vectors, (measure, codes), index.kernels);
         let walk = Walk { graph: &view, vectors, kernels: index.kernels };
-        let reach = Reach::of(1, SearchParams::DEFAULT_EF, EF_CONSTRUCTION);
+        let reach = Reach::of(1, SearchParams::DEFAULT_EF, EF_CONSTRUCTION, true);
         walk.run(&scratch.query, &reach, &|_| true, &mut scratch.trail);
         let own = scratch.query.score(&vectors, measure, index.kernels.dot_i8(codes, codes));
         let found = scratch.trail.scored.iter().any(|one| one.node == node || one.score >= own);

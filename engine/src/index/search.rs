@@ -109,7 +109,8 @@ impl VectorIndex {
         if let Some((view, vacant)) = &graph_view
             && let Plan::Walk(budget) = plan(&vectors, view.covered(), *vacant, accept, params)
         {
-            let reach = Reach::of(params.k, params.ef.max(params.k), budget.steps);
+            let ef = params.ef.max(params.k);
+            let reach = Reach::of(params.k, ef, budget.steps, !budget.must_end);
             let walked = self.walk(view, vectors, accept, &reach, scratch);
             visited = scratch.trail.expanded as u64;
             let found = walked == Walked::ToTheEnd || walked == Walked::Far && !budget.must_end;

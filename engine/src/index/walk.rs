@@ -32,6 +32,8 @@ pub(super) struct Trail {
     pub(super) scored: Vec<Scored>,
     /// How many were expanded.
     pub(super) expanded: usize,
+    /// What stands for them before there are as many as the walk is measured by.
+    early: Early,
     /// The best exact scores of nodes that may be returned, best first, and the distances they stand for.
     best: Vec<(f32, f32)>,
 }
@@ -60,6 +62,43 @@ pub(super) struct Reach {
     steps_end: f32,
     /// Deviations below it at which a candidate is of no use.
     scores_end: f32,
+    /// [`Early::end`]
+    early_end: Option<f32>,
+}
+
+/// The best estimates, by which the first steps of a walk are measured.
+///
+/// Most candidates of the first steps are far worse than what the next steps find. To leave them out takes a tenth off a search of
+/// 20 steps over 236,000 × 384, and leaves the recall as it is.
+#[derive(Debug, Default)]
+struct Early {
+    /// Best first.
+    best: [f32; RANK_MIN],
+    /// Deviations below the last of them at which candidates are left out. None if the walk is to find more than these, or if
+    /// some of these may not be returned, and when there are exact scores to go by.
+    end: Option<f32>,
+}
+
+impl Early {
+    fn begin(&mut self, end: Option<f32>) {
+        *self = Early { best: [f32::NEG_INFINITY; RANK_MIN], end };
+    }
+
+    #[inline]
+    fn take(&mut self, estimate: f32) {
+        if self.end.is_some() && estimate > self.best[RANK_MIN - 1] {
+            let at = self.best.iter().take_while(|best| **best >= estimate).count();
+            self.best[at..].rotate_right(1);
+            self.best[at] = estimate;
+        }
+    }
+
+    /// The estimate below which candidates are left out.
+    fn least(&self, query: &QueryCodes) -> f32 {
+        let last = self.best[RANK_MIN - 1];
+        let half_distance = query.half_distance(last);
+        self.end.map_or(f32::NEG_INFINITY, |end| last - end * deviation(half_distance, query))
+    }
 }
 
 /// Best scores that a walk is measured by, at least: by fewer, it ends in the first hollow.
@@ -74,6 +113,9 @@ const DEVIATIONS_SCORED_MIN: f32 = 1.5;
 /// A walk of so many steps does without candidates that are so many deviations below the score of this rank.
 const RANK_OF_STEPS: usize = 32;
 const DEVIATIONS_OF_STEPS: f32 = 5.0;
+/// Deviations less than for scores, and at least, at which candidates are left out before exact scores are there to go by.
+const DEVIATIONS_LESS_EARLY: f32 = 1.7;
+const DEVIATIONS_EARLY_MIN: f32 = 0.5;
 /// Blocks of roots that are all made candidates.
 const BLOCKS_OF_FEW_ROOTS: usize = 4;
 /// Deviation of an estimate at one dimension, in parts of the squared distance to the k-th best. RaBitQ's bound has `0.75 / √dim` of
@@ -84,17 +126,20 @@ impl Reach {
     /// So many steps.
     pub(super) fn steps(steps: usize) -> Reach {
         let (rank, scores_end) = (RANK_OF_STEPS, DEVIATIONS_OF_STEPS);
-        Reach { steps, rank, steps_end: f32::INFINITY, scores_end }
+        Reach { steps, rank, steps_end: f32::INFINITY, scores_end, early_end: None }
     }
 
-    /// For the `k` best: wider with `ef`, in at most so many steps.
-    pub(super) fn of(k: usize, ef: usize, steps: usize) -> Reach {
+    /// For the `k` best: wider with `ef`, in at most so many steps; whether any node may be returned.
+    pub(super) fn of(k: usize, ef: usize, steps: usize, any: bool) -> Reach {
         let steps_end = DEVIATIONS_A_DOUBLING * (ef as f32 / EF_OF_NONE).log2();
+        let scores_end = (steps_end + DEVIATIONS_SCORED).max(DEVIATIONS_SCORED_MIN);
+        let early_end = (scores_end - DEVIATIONS_LESS_EARLY).max(DEVIATIONS_EARLY_MIN);
         Reach {
             steps,
             rank: k.max(RANK_MIN),
             steps_end,
-            scores_end: (steps_end + DEVIATIONS_SCORED).max(DEVIATIONS_SCORED_MIN),
+            scores_end,
+            early_end: (any && k <= RANK_MIN).then_some(early_end),
         }
     }
 }
@@ -131,11 +176,11 @@ struct Ends {
 
 impl Trail {
     /// Where the walk ends, by what was found.
-    fn ends(&self, reach: &Reach, width: usize) -> Ends {
+    fn ends(&self, reach: &Reach, query: &QueryCodes) -> Ends {
         let Some((score, half_distance)) = self.best.get(reach.rank - 1) else {
             return Ends { steps: f32::NEG_INFINITY, scores: f32::NEG_INFINITY };
         };
-        let deviation = DEVIATION * half_distance.max(f32::MIN_POSITIVE) / (width as f32).sqrt();
+        let deviation = deviation(*half_distance, query);
         Ends {
             steps: score - reach.steps_end * deviation,
             scores: score - reach.scores_end * deviation,
@@ -155,6 +200,11 @@ impl Trail {
         self.best.insert(at, (score, one.half_distance));
         self.best.len() == rank
     }
+}
+
+/// The deviation of estimates about as far from the query as this.
+fn deviation(half_distance: f32, query: &QueryCodes) -> f32 {
+    DEVIATION * half_distance.max(f32::MIN_POSITIVE) / (query.codes.len() as f32).sqrt()
 }
 
 impl Walk<'_> {
@@ -184,7 +234,8 @@ impl Walk<'_> {
         trail.visited.begin(self.graph.len());
         trail.scored.clear();
         trail.best.clear();
-        let mut ends = trail.ends(reach, query.codes.len());
+        trail.early.begin(reach.early_end);
+        let mut ends = trail.ends(reach, query);
         self.begin_at_roots(query, trail);
         let mut ahead = Ahead { node: NONE, lines: 0 };
         let mut ended = false;
@@ -207,10 +258,12 @@ impl Walk<'_> {
             trail.scored.push(scored);
             let score = scored.score;
             if scored.returnable && trail.found(&scored, reach.rank) {
-                ends = trail.ends(reach, query.codes.len());
+                ends = trail.ends(reach, query);
+                trail.early.end = None;
             }
             if let Some(block) = block {
-                self.estimate(query, block, score, ends.scores, trail);
+                let least = ends.scores.max(trail.early.least(query));
+                self.estimate(query, block, score, least, trail);
             } else if let Some(ids) = self.graph.loaded(node) {
                 self.score_all(query, ids, trail);
             }
@@ -308,6 +361,7 @@ impl Walk<'_> {
             let id = block.id(slot);
             if trail.visited.see(id) {
                 trail.pool.offer(id, estimates[slot]);
+                trail.early.take(estimates[slot]);
             }
         }
     }
