@@ -144,13 +144,31 @@ impl Pen<'_> {
         clear_sketch(slot, sketch);
     }
 
-    /// Writes a block with these neighbours (at most 32) into `block` that has as much as it can of `old`: who is in both keeps its
-    /// slot.
-    pub(super) fn redraw(&self, node: u32, old: Block<'_>, neighbours: &[u32], block: &mut [u8]) {
+    /// Writes `old` with another neighbour in the place of one.
+    pub(super) fn put_in_place(
+        &self,
+        node: u32,
+        old: Block<'_>,
+        (spare, new): (u32, u32),
+        block: &mut [u8],
+    ) {
+        self.copy(old, block);
+        if let Some(slot) = (0..DEGREE).find(|slot| old.id(*slot) == spare) {
+            self.put(Some(node), slot, new, block);
+        }
+    }
+
+    fn copy(&self, old: Block<'_>, block: &mut [u8]) {
         block[..old.own.len()].copy_from_slice(old.own);
         let (sketch, ids) = self.parts(block);
         sketch.copy_from_slice(old.sketch);
         ids.copy_from_slice(old.ids);
+    }
+
+    /// Writes a block with these neighbours (at most 32) into `block` that has as much as it can of `old`: who is in both keeps its
+    /// slot.
+    pub(super) fn redraw(&self, node: u32, old: Block<'_>, neighbours: &[u32], block: &mut [u8]) {
+        self.copy(old, block);
         let mut new = neighbours.iter().filter(|id| !old.ids().any(|had| had == **id));
         for slot in 0..DEGREE {
             let had = old.id(slot);

@@ -7,6 +7,7 @@
 //! 32 slots cost the same filled or empty (Gou et al., *SymphonyQG*, SIGMOD 2025).
 
 use super::block::DEGREE;
+use super::graph::GraphView;
 use super::vectors::{Measure, VectorsView};
 use flashbulb_kernels::Kernels;
 
@@ -22,6 +23,8 @@ pub(super) type Scored = (u32, f32);
 pub(super) struct Scale<'a> {
     pub(super) vectors: VectorsView<'a>,
     pub(super) kernels: Kernels,
+    /// Where a walk has just read the candidates' codes, so that they are still at hand.
+    pub(super) walked: Option<&'a GraphView<'a>>,
 }
 
 /// Buffers of a choice.
@@ -40,6 +43,12 @@ pub(super) struct Choice {
 const ABREAST: usize = 8;
 
 impl Scale<'_> {
+    #[inline]
+    fn row(&self, node: u32) -> Option<(Measure, &[i8])> {
+        let walked = self.walked.and_then(|graph| graph.block(node)).map(|block| block.own());
+        walked.or_else(|| self.vectors.row(node))
+    }
+
     /// How close a node is to others, appended to `out`.
     pub(super) fn score(&self, node: u32, others: &[u32], out: &mut Vec<Scored>) {
         let Some((measure, own)) = self.vectors.row(node) else { return };
@@ -80,6 +89,21 @@ impl Scale<'_> {
         })
     }
 
+    /// The farthest of the candidates, which are in the order of [`order`], that one of them stands for.
+    pub(super) fn replaced_by(&self, candidates: &[Scored], candidate: u32) -> Option<u32> {
+        let at = candidates.iter().position(|c| c.0 == candidate)?;
+        let (measure, own) = self.vectors.row(candidate)?;
+        let farther = candidates[at + 1..].iter().rev();
+        let replaced = |(id, close): &&Scored| {
+            self.vectors.row(*id).is_some_and(|(other, codes)| {
+                let between =
+                    self.vectors.closeness(self.kernels.dot_i8(own, codes), measure, other);
+                between >= close / SLACK
+            })
+        };
+        farther.into_iter().find(replaced).map(|(id, _)| *id)
+    }
+
     /// Chooses up to 32 of the candidates, which are in the order of [`order`].
     pub(super) fn choose(&self, candidates: &[Scored], choice: &mut Choice) {
         choice.ids.clear();
@@ -90,7 +114,7 @@ impl Scale<'_> {
             if choice.ids.len() == DEGREE {
                 break;
             }
-            let Some(candidate) = self.vectors.row(*id) else {
+            let Some(candidate) = self.row(*id) else {
                 continue;
             };
             if self.is_diverse(candidate, *close, choice) {

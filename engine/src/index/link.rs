@@ -159,7 +159,8 @@ impl Linker {
             scratch.find(&walk, node);
             scratch.candidates.retain(|c| !vectors.dead.is_dead(c.0));
             let Scratch { candidates, choice, .. } = scratch;
-            Scale { vectors, kernels: index.kernels }.choose(candidates, choice);
+            let scale = Scale { vectors, kernels: index.kernels, walked: Some(&view) };
+            scale.choose(candidates, choice);
             Joined { neighbours: choice.ids.clone(), diverse: choice.diverse, vacant: false }
         })
     }
@@ -246,7 +247,7 @@ impl Linker {
         let graph = Arc::clone(&self.graph);
         let view = graph.view();
         let Some(old) = view.block(parent) else { return false };
-        let scale = Scale { vectors: pen.vectors, kernels: pen.kernels };
+        let scale = Scale { vectors: pen.vectors, kernels: pen.kernels, walked: None };
         let mut neighbours: Vec<u32> = old.ids().collect();
         let mut lost = Vec::new();
         if neighbours.len() == DEGREE {
@@ -382,13 +383,22 @@ fn link_one(graph: &Graph, pen: Pen<'_>, back: &LinkBack, scratch: &mut Scratch)
     ids.sort_unstable();
     ids.dedup();
     if ids.len() > DEGREE {
-        let scale = Scale { vectors: pen.vectors, kernels: pen.kernels };
+        let scale = Scale { vectors: pen.vectors, kernels: pen.kernels, walked: None };
         candidates.clear();
         scale.score(back.target, ids, candidates);
         order(candidates);
         // Who is close to a closer neighbour could at most fill a slot up, which is not worth a new block.
         if !has_dead && !back.nodes.iter().any(|node| scale.is_wanted(candidates, *node)) {
             return Change::default();
+        }
+        if !has_dead
+            && let [node] = back.nodes[..]
+            && let Some(spare) = scale.replaced_by(candidates, node)
+        {
+            let mut slot = graph.blocks.reserve();
+            pen.put_in_place(back.target, old, (spare, node), slot.bytes_mut());
+            graph.blocks.replace(back.target, slot);
+            return Change { removed: vec![spare], added: vec![node] };
         }
         scale.choose(candidates, choice);
         return change(graph, pen, back.target, old, &had, &choice.ids);

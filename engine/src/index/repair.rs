@@ -119,7 +119,7 @@ impl Repair {
         mend.without_dead(&view, node, &had, &|id| self.is_dead(id));
         let Mend { candidates, ids, choice } = mend;
         candidates.clear();
-        let scale = Scale { vectors: pen.vectors, kernels: pen.kernels };
+        let scale = Scale { vectors: pen.vectors, kernels: pen.kernels, walked: None };
         scale.score(node, ids, candidates);
         order(candidates);
         scale.choose(candidates, choice);
