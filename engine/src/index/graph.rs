@@ -29,6 +29,8 @@ pub(super) struct Graph {
     /// Nodes that have no block because they were dead when their turn came, or since a repair. Written by the builder, read by
     /// the planner as an estimate: Relaxed.
     vacant: AtomicU32,
+    /// Live nodes that the last survey had to link. Written by the builder, read by whoever asks: Relaxed.
+    linked_by_survey: AtomicU32,
 }
 
 /// The graph as it is at one moment. While it is held, no block in it is written again.
@@ -50,6 +52,7 @@ impl Graph {
             loaded: ArcSwapOption::empty(),
             covered: Watermark::new(),
             vacant: AtomicU32::new(0),
+            linked_by_survey: AtomicU32::new(0),
         }
     }
 
@@ -76,6 +79,16 @@ impl Graph {
     /// Adds to the nodes without a block. Builder only.
     pub(super) fn add_vacant(&self, nodes: u32) {
         self.vacant.fetch_add(nodes, Ordering::Relaxed);
+    }
+
+    /// Live nodes that the last survey had to link.
+    pub(super) fn linked_by_survey(&self) -> u32 {
+        self.linked_by_survey.load(Ordering::Relaxed)
+    }
+
+    /// Says how many a survey linked. Builder only.
+    pub(super) fn set_linked_by_survey(&self, nodes: u32) {
+        self.linked_by_survey.store(nodes, Ordering::Relaxed);
     }
 
     pub(super) fn view(&self) -> GraphView<'_> {

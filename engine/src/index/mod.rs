@@ -168,6 +168,11 @@ impl VectorIndex {
     pub fn graph_len(&self) -> u32 {
         self.graph.load().as_ref().map_or(0, |graph| graph.covered())
     }
+
+    /// Live vectors that the last survey of the graph, which follows growth and repairs, had to link, as no way of links led to them.
+    pub fn linked_by_survey(&self) -> u32 {
+        self.graph.load().as_ref().map_or(0, |graph| graph.linked_by_survey())
+    }
 }
 
 /// Spreads numbers over all of u64 (splitmix64: Steele, Lea & Flood 2014).

@@ -22,8 +22,8 @@ pub(super) struct Survey {
     nodes: u32,
     /// All nodes below it were reached or dealt with.
     next: u32,
-    /// Whether a node was linked: in the place of a link that may have been the only way to another.
-    linked: bool,
+    /// Nodes that were linked: in the place of a link that may have been the only way to another.
+    linked: u32,
     /// Surveys that are to follow at most.
     more: u32,
 }
@@ -41,7 +41,7 @@ impl Survey {
         let view = graph.view();
         let nodes = view.len();
         let reached = vec![0; nodes.div_ceil(64) as usize];
-        let mut survey = Survey { reached, open: Vec::new(), nodes, next: 0, linked: false, more };
+        let mut survey = Survey { reached, open: Vec::new(), nodes, next: 0, linked: 0, more };
         view.root_ids().into_iter().for_each(|root| survey.reach(root));
         survey
     }
@@ -82,11 +82,14 @@ impl Survey {
             if !self.is_reached(node) && !dead.is_dead(node) {
                 // Whoever is found by a walk can be reached, and now leads here.
                 linker.adopt_by_any(index, node);
-                self.linked = true;
+                self.linked += 1;
                 self.reach(node);
                 return Some(self);
             }
         }
-        (self.linked && self.more > 0).then(|| Survey::round(&graph, self.more - 1))
+        if self.more == ROUNDS - 1 {
+            graph.set_linked_by_survey(self.linked);
+        }
+        (self.linked > 0 && self.more > 0).then(|| Survey::round(&graph, self.more - 1))
     }
 }

@@ -71,6 +71,8 @@ pub struct StoreStatus {
     pub segment_bytes: u64,
     /// Bytes in memory that are not sealed yet; the log holds them too.
     pub head_bytes: u64,
+    /// Live vectors that the last surveys of the graphs had to link, as no way of links led to them.
+    pub graph_linked_by_survey: u64,
     /// The failure after which no write is taken, if there was one.
     pub poisoned: Option<String>,
     /// What the reading of sealed blocks has found.
@@ -134,6 +136,12 @@ impl Store {
         self.wal.on_failure(Box::new(tell));
     }
 
+    /// Live vectors that the last surveys of the graphs had to link, as no way of links led to them. Many, again and again, would be a
+    /// fault.
+    pub fn graph_linked_by_survey(&self) -> u64 {
+        self.spaces.iter().map(|e| u64::from(e.value().index.linked_by_survey())).sum()
+    }
+
     /// Figures of the store. Waits for no upkeep job.
     pub fn status(&self) -> StoreStatus {
         let parts = self.parts.now();
@@ -154,6 +162,7 @@ impl Store {
             segments: parts.segments().count() as u64,
             segment_bytes: parts.segments().map(|s| s.len()).sum(),
             head_bytes: parts.head.bytes() as u64,
+            graph_linked_by_survey: self.graph_linked_by_survey(),
             poisoned: self.wal.poisoned(),
             scrub: self.scrub_status(),
         }

@@ -236,6 +236,11 @@ fn gauges(service: &Service, lane: &InteractiveStatus) -> Vec<Family> {
             "Sealed blocks that do not match their checksums",
             service.store.scrub_status().damaged.len(),
         ),
+        gauge(
+            "graph_vectors_linked_by_survey",
+            "Vectors that no way through a graph led to when it was surveyed last, and that were linked then",
+            service.store.graph_linked_by_survey() as f64,
+        ),
         count("failed_memories", "Memories that could not be embedded", bulk.failed),
         count("bulk_queued", "Texts handed to the bulk lane's workers", bulk.queued),
         count("interactive_sessions", "Embedding sessions for queries", lane.sessions),

@@ -2,7 +2,9 @@
 
 use super::super::block::{IDS_BYTES, Pen, block_bytes};
 use super::super::graph::Graph;
+use super::super::link::Linker;
 use super::super::roots::Roots;
+use super::super::survey::Survey;
 use super::super::{Audit, VectorIndex, VectorNo};
 use super::data::{Rows, build};
 use std::sync::Arc;
@@ -106,4 +108,18 @@ fn a_live_vector_that_no_link_leads_to_is_counted() {
     assert_eq!((index.audit().unreachable, index.audit().problem_count), (4, 0));
     index.kill(VectorNo(7));
     assert_eq!(index.audit().unreachable, 3, "a dead one is not missed");
+}
+
+#[test]
+fn a_survey_links_who_was_not_reached_and_says_how_many() {
+    // Nobody leads to 5, and only 5 to 6 and 7.
+    let index = with(0, &[&[1], &[2], &[3], &[4], &[0], &[6], &[7], &[0]]);
+    assert_eq!(index.audit().unreachable, 3);
+    let graph = index.graph.load_full().unwrap();
+    let mut linker = Linker::new(Arc::clone(&graph));
+    let mut survey = Some(Survey::new(&graph));
+    while let Some(one) = survey {
+        survey = one.advance(&mut linker, &index);
+    }
+    assert_eq!((index.audit().unreachable, index.linked_by_survey()), (0, 1));
 }
