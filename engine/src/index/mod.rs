@@ -126,7 +126,8 @@ impl VectorIndex {
         self.vectors.metric()
     }
 
-    /// Adds a vector; the next search finds it. One writer at a time.
+    /// Adds a vector; the next search finds it. One writer at a time. Its values are to be finite: one with an infinity or NaN is kept,
+    /// and found or not, and with what score, is not said.
     ///
     /// # Panics
     ///

@@ -78,7 +78,7 @@ pub struct SearchResult {
 }
 
 impl VectorIndex {
-    /// The `k` live, accepted vectors with the best scores.
+    /// The `k` live, accepted vectors with the best scores. The query's values are to be finite; with others the answer has no meaning.
     ///
     /// # Errors
     ///

@@ -30,7 +30,7 @@ pub struct SpaceStats {
     pub pending: u64,
     /// Live vectors.
     pub vectors: u64,
-    /// Vectors in the graph, dead ones included; 0 while the space is scanned.
+    /// Vectors in the graph, dead ones included; 0 while there is none. A space that deletes made small keeps its graph.
     pub graph_vectors: u64,
     /// Versions deleted or replaced since the store was opened or compacted.
     pub deleted: u64,
