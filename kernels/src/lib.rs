@@ -314,11 +314,7 @@ impl Kernels {
     pub fn quantize_fine(&self, src: &[f32], codes: &[i8], scale: f32, fine: &mut [i8]) {
         assert_eq!(src.len(), codes.len(), "vector and codes of different lengths");
         assert_eq!(src.len(), fine.len(), "vector and fine codes of different lengths");
-        let step = FINE_STEPS as f32 / scale;
-        for ((value, code), fine) in src.iter().zip(codes).zip(fine) {
-            let steps = (value * step).round_ties_even() - (FINE_STEPS * i32::from(*code)) as f32;
-            *fine = steps.clamp(-127.0, 127.0) as i8;
-        }
+        dispatch!(self, encode_fine(src, codes, FINE_STEPS as f32 / scale, fine));
     }
 
     /// The product of an f32 vector with one given by codes and fine codes, in fine steps: `Σ query · (254 · code + fine)`.

@@ -185,6 +185,11 @@ pub(crate) fn sketch_signs(
 }
 
 #[target_feature(enable = "neon")]
+pub(crate) fn encode_fine(src: &[f32], codes: &[i8], step: f32, fine: &mut [i8]) {
+    scalar::encode_fine(src, codes, step, fine);
+}
+
+#[target_feature(enable = "neon")]
 pub(crate) fn dot_fine(query: &[f32], codes: &[i8], fine: &[i8]) -> f32 {
     scalar::dot_fine(query, codes, fine)
 }

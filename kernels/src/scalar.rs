@@ -39,6 +39,16 @@ pub(crate) fn dot_i8_x4(query: &[i8], rows: [&[i8]; 4]) -> [i32; 4] {
     rows.map(|row| dot_i8(query, row))
 }
 
+/// Writes what each code left over, the nearest of `step` steps to 1 with ties to even.
+#[inline(always)]
+pub(crate) fn encode_fine(src: &[f32], codes: &[i8], step: f32, fine: &mut [i8]) {
+    for ((value, code), fine) in src.iter().zip(codes).zip(fine) {
+        let whole = crate::FINE_STEPS * i32::from(*code);
+        let steps = (value * step).round_ties_even() - whole as f32;
+        *fine = steps.clamp(-127.0, 127.0) as i8;
+    }
+}
+
 /// `Σ query · (254 · code + fine)`; each factor is exact in f32.
 #[inline(always)]
 pub(crate) fn dot_fine(query: &[f32], codes: &[i8], fine: &[i8]) -> f32 {

@@ -48,11 +48,15 @@ fn products_agree(kernels: Kernels, scalar: Kernels) -> bool {
     let (mut found, mut wanted) = (vec![0; LEN], vec![0; LEN]);
     let same_codes =
         kernels.quantize_i8(&a, &mut found).scale == scalar.quantize_i8(&a, &mut wanted).scale;
+    let (mut rest, mut same_rest) = (vec![0; LEN], vec![0; LEN]);
+    kernels.quantize_fine(&a, &x, 0.5 / 127.0, &mut rest);
+    scalar.quantize_fine(&a, &x, 0.5 / 127.0, &mut same_rest);
     let exact = scalar.dot_i8(&x, &y);
     let mut rows = [0; 2];
     kernels.dot_i8_rows(&x, &[y.as_slice(), &x].concat(), &mut rows);
     same_codes
         && found == wanted
+        && rest == same_rest
         && near(kernels.dot_f32(&a, &b), scalar.dot_f32(&a, &b))
         && near(kernels.l2_squared_f32(&a, &b), scalar.l2_squared_f32(&a, &b))
         && near(kernels.norm_f32(&a), scalar.norm_f32(&a))

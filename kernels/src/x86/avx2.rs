@@ -399,6 +399,11 @@ fn load_f16(source: &[u8; 16]) -> __m256 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn encode_fine(src: &[f32], codes: &[i8], step: f32, fine: &mut [i8]) {
+    scalar::encode_fine(src, codes, step, fine);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn dot_fine(query: &[f32], codes: &[i8], fine: &[i8]) -> f32 {
     scalar::dot_fine(query, codes, fine)
 }

@@ -431,6 +431,11 @@ fn load_f16(source: &[u8; 32]) -> __m512 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(crate) fn encode_fine(src: &[f32], codes: &[i8], step: f32, fine: &mut [i8]) {
+    scalar::encode_fine(src, codes, step, fine);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
 pub(crate) fn dot_fine(query: &[f32], codes: &[i8], fine: &[i8]) -> f32 {
     let steps = _mm512_set1_epi32(crate::FINE_STEPS);
     let mut sums = [_mm512_setzero_ps(); 2];
