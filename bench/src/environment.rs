@@ -43,14 +43,16 @@ fn written(pins: &Pins) -> Vec<String> {
     pins.iter().map(|(name, version)| format!("{name}=={version}")).collect()
 }
 
-/// The folder that is used where none is named: `$XDG_CACHE_HOME/flashbulb-bench/NAME`, or the same under `~/.cache`.
+/// The folder that is used where an option names none: `$XDG_CACHE_HOME/flashbulb-bench/NAME`, or the same under `~/.cache`.
 ///
 /// # Errors
 /// If neither `XDG_CACHE_HOME` nor `HOME` is an absolute path.
-pub fn default_dir(name: &str) -> Result<PathBuf, Failure> {
+pub fn default_dir(name: &str, option: &str) -> Result<PathBuf, Failure> {
     let var = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache")));
-    let base = base.ok_or("neither XDG_CACHE_HOME nor HOME is set; name a folder with --env")?;
+    let base = base.ok_or_else(|| {
+        format!("neither XDG_CACHE_HOME nor HOME is set; name a folder with {option}")
+    })?;
     Ok(base.join("flashbulb-bench").join(name))
 }
 
@@ -127,7 +129,10 @@ fn make(python: &Path, dir: &Path, inside: &Path, pins: &[String]) -> Result<(),
 }
 
 /// What a command says, if it succeeds.
-fn said(command: &mut Command, what: &str) -> Result<String, Failure> {
+///
+/// # Errors
+/// If it cannot be started, or the end of what it said instead.
+pub fn said(command: &mut Command, what: &str) -> Result<String, Failure> {
     let out = command
         .stdin(Stdio::null())
         .output()

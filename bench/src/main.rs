@@ -18,6 +18,7 @@ mod feed;
 mod fill;
 mod load;
 mod machine;
+mod metric;
 mod peers;
 mod recall;
 mod recover;

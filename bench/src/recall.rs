@@ -9,13 +9,10 @@ use flashbulb_engine::{Seq, SpaceName, Store};
 use flashbulb_kernels::Kernels;
 
 use crate::Failure;
+use crate::metric::Metric;
 
 /// Rows compared with every query before the next rows: they fit into a core's cache.
 const BLOCK: usize = 256;
-/// An upper bound of how far two f32 dot products of unit vectors may be from the true ones, together. A product of n
-/// components errs by at most `n · 2^-24` (Higham, Accuracy and Stability, 3.1); 4,096 components are the most.
-const MARGIN: f32 = 2.0 * 4096.0 / 16_777_216.0;
-
 /// Every vector of one space and whose it is.
 pub struct Rows {
     dim: usize,
@@ -83,10 +80,16 @@ impl Rows {
 
     /// For each query, the memories with the `k` largest dot products, and those equal to the last of them.
     pub fn nearest(&self, queries: &[Vec<f32>], k: usize) -> Vec<HashSet<Seq>> {
+        self.nearest_by(Metric::Dot, queries, k)
+    }
+
+    /// As [`Rows::nearest`], compared in another way.
+    pub fn nearest_by(&self, metric: Metric, queries: &[Vec<f32>], k: usize) -> Vec<HashSet<Seq>> {
+        let longest = self.rows.chunks_exact(self.dim).map(norm).fold(0.0, f64::max);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let part = queries.len().div_ceil(threads).max(1);
         std::thread::scope(|scope| {
-            let one = |queries: &[Vec<f32>]| self.nearest_in_one_thread(queries, k);
+            let one = |queries: &[Vec<f32>]| self.in_one_thread((metric, longest), queries, k);
             let handles: Vec<_> =
                 queries.chunks(part).map(|q| scope.spawn(move || one(q))).collect();
             // A panic there is a bug, and is passed on.
@@ -98,28 +101,39 @@ impl Rows {
         })
     }
 
-    fn nearest_in_one_thread(&self, queries: &[Vec<f32>], k: usize) -> Vec<HashSet<Seq>> {
+    fn in_one_thread(
+        &self,
+        (metric, longest): (Metric, f64),
+        queries: &[Vec<f32>],
+        k: usize,
+    ) -> Vec<HashSet<Seq>> {
         let kernels = Kernels::detect();
+        let rounding = |query| Rounding::of(metric, self.dim, norm(query) * longest);
         let mut candidates: Vec<Candidates> =
-            queries.iter().map(|q| Candidates::new(k, norm(q))).collect();
+            queries.iter().map(|q| Candidates::new(k, rounding(q))).collect();
         for (b, block) in self.rows.chunks(BLOCK * self.dim).enumerate() {
             for (query, into) in queries.iter().zip(&mut candidates) {
                 for (i, row) in block.chunks_exact(self.dim).enumerate() {
                     let at = b * BLOCK + i;
-                    into.push(kernels.dot_f32(query, row), at, self.owners[at]);
+                    into.push(metric.rough(kernels, query, row), at, self.owners[at]);
                 }
             }
         }
-        queries.iter().zip(candidates).map(|(q, c)| self.exactly(q, c, k)).collect()
+        queries.iter().zip(candidates).map(|(q, c)| self.exactly(metric, q, c, k)).collect()
     }
 
     /// The best of the candidates in f64.
-    fn exactly(&self, query: &[f32], candidates: Candidates, k: usize) -> HashSet<Seq> {
+    fn exactly(
+        &self,
+        metric: Metric,
+        query: &[f32],
+        candidates: Candidates,
+        k: usize,
+    ) -> HashSet<Seq> {
         let mut best: HashMap<Seq, f64> = HashMap::new();
         for (_, at, owner) in candidates.kept {
             let row = &self.rows[at * self.dim..][..self.dim];
-            let score: f64 =
-                query.iter().zip(row).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let score = metric.score(query, row);
             let known = best.entry(owner).or_insert(score);
             *known = known.max(score);
         }
@@ -130,25 +144,48 @@ impl Rows {
     }
 }
 
-fn norm(v: &[f32]) -> f32 {
-    v.iter().map(|x| x * x).sum::<f32>().sqrt()
+fn norm(v: &[f32]) -> f64 {
+    v.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt()
+}
+
+/// How far two scores in f32 may be from the true ones, together.
+struct Rounding {
+    /// Whatever the score.
+    absolute: f32,
+    /// In parts of the score.
+    relative: f32,
+}
+
+impl Rounding {
+    /// A dot product of n components errs by at most about `n · 2^-24` of the two lengths' product, a sum of n squares by as much of
+    /// itself (Higham, Accuracy and Stability, 3.1); three times that is enough for two of them up to 100,000 components. Tiny
+    /// terms may be lost altogether.
+    fn of(metric: Metric, dim: usize, lengths: f64) -> Rounding {
+        let lost = 2.0 * dim as f32 * f32::MIN_POSITIVE;
+        let part = 3.0 * (dim as f32 + 2.0) / 16_777_216.0;
+        match metric {
+            Metric::Cosine | Metric::Dot => {
+                Rounding { absolute: part * lengths as f32 + lost, relative: 0.0 }
+            }
+            Metric::L2 => Rounding { absolute: lost, relative: part },
+        }
+    }
 }
 
 /// Rows that may be among the best of one query.
 struct Candidates {
     k: usize,
-    margin: f32,
-    /// The score of the k-th best memory so far, less the margin.
+    rounding: Rounding,
+    /// The score of the k-th best memory so far, less the rounding.
     threshold: f32,
     kept: Vec<(f32, usize, Seq)>,
     prune_at: usize,
 }
 
 impl Candidates {
-    fn new(k: usize, norm: f32) -> Candidates {
-        let margin = MARGIN * norm.max(1.0);
+    fn new(k: usize, rounding: Rounding) -> Candidates {
         let prune_at = 16 * k;
-        Candidates { k, margin, threshold: f32::NEG_INFINITY, kept: Vec::new(), prune_at }
+        Candidates { k, rounding, threshold: f32::NEG_INFINITY, kept: Vec::new(), prune_at }
     }
 
     fn push(&mut self, score: f32, at: usize, owner: Seq) {
@@ -169,7 +206,8 @@ impl Candidates {
             owners.len() == self.k
         });
         if let Some((score, _, _)) = kth {
-            self.threshold = score - self.margin;
+            let Rounding { absolute, relative } = self.rounding;
+            self.threshold = score - (absolute + relative * score.abs());
             self.kept.retain(|(score, _, _)| *score >= self.threshold);
         }
     }
@@ -221,7 +259,7 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let mut unit = || {
             let v: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect();
-            let n = norm(&v);
+            let n = norm(&v) as f32;
             v.into_iter().map(|x| x / n).collect::<Vec<f32>>()
         };
         let all: Vec<Vec<f32>> = (0..count).map(|_| unit()).collect();
@@ -239,6 +277,41 @@ mod tests {
             sorted.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
             let truth: HashSet<Seq> = sorted[..k].iter().map(|(_, o)| Seq(*o)).collect();
             assert_eq!(found, truth);
+        }
+    }
+
+    /// Rows far from the origin and so near one another: with little noise, f32 tells few of their scores apart.
+    fn far(count: usize, dim: usize, scale: f32, noise: f32) -> Vec<Vec<f32>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let mut one = || (30.0 + rng.random_range(-noise..noise)) * scale;
+        (0..count).map(|_| (0..dim).map(|_| one()).collect()).collect()
+    }
+
+    #[test]
+    fn every_metric_agrees_with_a_plain_scan() {
+        let k = 10;
+        for (dim, scale, noise) in [(3, 1.0, 1.0), (33, 1e-8, 4e-6), (100, 1e6, 4e-6)] {
+            let all = far(2_000, dim, scale, noise);
+            let queries = far(10, dim, scale, 1.0);
+            let owners: Vec<u64> = (0..all.len() as u64).collect();
+            let rows = rows(dim, all.concat(), &owners);
+            for metric in [Metric::Dot, Metric::L2] {
+                let plain = |a: &[f32], b: &[f32]| -> f64 {
+                    let pairs = a.iter().zip(b).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+                    match metric {
+                        Metric::L2 => pairs.map(|(a, b)| -(a - b).powi(2)).sum(),
+                        _ => pairs.map(|(a, b)| a * b).sum(),
+                    }
+                };
+                for (query, found) in queries.iter().zip(rows.nearest_by(metric, &queries, k)) {
+                    let scores: Vec<f64> = all.iter().map(|row| plain(query, row)).collect();
+                    let mut sorted = scores.clone();
+                    sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+                    let right = (0..).zip(&scores).filter(|(_, score)| **score >= sorted[k - 1]);
+                    let right: HashSet<Seq> = right.map(|(at, _)| Seq(at)).collect();
+                    assert_eq!(found, right, "{metric:?}, {dim} components");
+                }
+            }
         }
     }
 }

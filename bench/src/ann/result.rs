@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::curve::{self, Point};
 use crate::environment::Environment;
 use crate::machine::Machine;
+use crate::metric::Metric;
 use crate::run::Memory;
 use crate::stats::Spread;
 
@@ -41,6 +42,7 @@ pub struct Ann {
 pub struct Scenario {
     pub source: String,
     pub sha256: String,
+    pub metric: Metric,
     pub normalised: bool,
     pub vectors: usize,
     pub dim: usize,

@@ -93,8 +93,9 @@ fn texts(ann: &Ann) -> Vec<String> {
     let s = &ann.scenario;
     let normalised = if s.normalised { ", brought to unit length here" } else { "" };
     let mut out = vec![format!(
-        "{}{normalised}; {} queries that are not among them; the truth by brute force, equal scores equally right. Queries/s: all queries in one call of the index on one thread, for at least {} s, systems in turns setting by setting, {} blocks; at a recall: between the two settings around it. Building: {} threads where the index has them.",
+        "{}{normalised}; compared by {}; {} queries that are not among them; the truth by brute force, equal scores equally right. Queries/s: all queries in one call of the index on one thread, for at least {} s, systems in turns setting by setting, {} blocks; at a recall: between the two settings around it. Building: {} threads where the index has them.",
         s.source,
+        s.metric.words(),
         thousands(s.queries),
         s.seconds,
         s.blocks,

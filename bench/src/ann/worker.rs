@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::files;
 use crate::Failure;
 use crate::daemon;
+use crate::metric::Metric;
 use crate::run::Memory;
 
 /// What runs in a Python process.
@@ -30,7 +31,7 @@ const NONE: u32 = u32::MAX;
 #[serde(tag = "do", rename_all = "lowercase")]
 pub enum Request {
     /// Build an index of the vectors in a file.
-    Build { peer: String, base: PathBuf, dim: usize, threads: usize },
+    Build { peer: String, base: PathBuf, dim: usize, metric: Metric, threads: usize },
     /// Search for each of the vectors in a file, on one thread.
     Search { queries: PathBuf, k: usize, width: usize, single: bool, out: PathBuf },
     /// Take a file of ann-benchmarks apart.
@@ -180,8 +181,8 @@ pub fn run() -> Result<(), Failure> {
     let mut own: Option<Own> = None;
     for line in std::io::stdin().lock().lines() {
         let answer = match (serde_json::from_str(&line?)?, &mut own) {
-            (Request::Build { base, dim, threads, .. }, own) => {
-                let (built, answer) = build(&base, dim, threads)?;
+            (Request::Build { base, dim, metric, threads, .. }, own) => {
+                let (built, answer) = build(&base, dim, metric, threads)?;
                 *own = Some(built);
                 serde_json::to_string(&answer)?
             }
@@ -198,24 +199,36 @@ pub fn run() -> Result<(), Failure> {
     Ok(())
 }
 
-fn build(base: &Path, dim: usize, threads: usize) -> Result<(Own, Built), Failure> {
+fn build(base: &Path, dim: usize, metric: Metric, threads: usize) -> Result<(Own, Built), Failure> {
     let values = files::raw(base, dim)?;
     let rows = Rows(RowStore::new(dim));
     values.chunks_exact(dim).for_each(|row| {
         rows.0.push(row);
     });
     let begun = Instant::now();
-    let index = VectorIndex::new(dim, Kernels::detect());
+    let index = VectorIndex::with_metric(dim, metric.of_index(), Kernels::detect());
     values.chunks_exact(dim).for_each(|row| {
         index.push(row);
     });
     index.build(threads);
     let seconds = begun.elapsed().as_secs_f64();
-    let settings = format!(
-        "one level of degree 32, 1-bit sketches of neighbours, int8 codes, f32 reranking, ef_construction 200, built in the batches of online building, kernels {:?}",
-        Kernels::detect().level()
-    );
+    let settings = settings(metric);
     Ok((Own { dim, index, rows, scratch: Scratch::default() }, Built { seconds, settings }))
+}
+
+/// How the index works, for the report.
+fn settings(metric: Metric) -> String {
+    let hits = match metric {
+        Metric::Cosine | Metric::Dot => {
+            "hits scored from 16-bit codes (int8 and 8 bits of what they left over), f32 rows read in scans only"
+        }
+        Metric::L2 => "hits scored from f32 rows",
+    };
+    format!(
+        "by {}, one level of degree 32, 1-bit sketches of neighbours, int8 codes, {hits}, ef_construction 200, built in the batches of online building, kernels {:?}",
+        metric.words(),
+        Kernels::detect().level()
+    )
 }
 
 impl Own {

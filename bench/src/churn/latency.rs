@@ -16,8 +16,9 @@ use super::result::{Inserts, Latencies, Latency, ratio};
 use super::subject::{BETWEEN, Subject};
 use crate::Failure;
 use crate::ann::dataset::{self, Dataset};
+use crate::metric::Metric;
 
-/// Length of the noise on a unit vector: the cosine to the one it was made of is about 0.995.
+/// Length of the noise on a vector, in parts of its own: the cosine to the one it was made of is about 0.995.
 pub const NOISE: f64 = 0.1;
 /// The inserting thread's turn at the index's work, before it lets others run.
 const QUANTUM: Duration = Duration::from_millis(5);
@@ -45,11 +46,15 @@ pub fn held(data: &Dataset, time: Duration, seed: u64) -> Result<Vec<f32>, Failu
     let mut rows = Vec::with_capacity(count * dim);
     for _ in 0..count {
         let at = rng.random_range(0..data.len());
-        for value in &data.base[at * dim..][..dim] {
-            rows.push((f64::from(*value) + noise.sample(&mut rng)) as f32);
+        let row = &data.base[at * dim..][..dim];
+        let length = Metric::Dot.score(row, row).sqrt();
+        for value in row {
+            rows.push((f64::from(*value) + length * noise.sample(&mut rng)) as f32);
         }
     }
-    dataset::normalise(&mut rows, dim);
+    if data.metric == Metric::Cosine {
+        dataset::normalise(&mut rows, dim);
+    }
     Ok(rows)
 }
 
@@ -152,7 +157,7 @@ mod tests {
         let mut base = vec![0.0; 32 * 20];
         (0..20).for_each(|at| base[at * 32 + at] = 1.0);
         let query = base[..32].to_vec();
-        let data = Dataset::new(("axes".into(), 32, base, query), 1).unwrap();
+        let data = Dataset::new(("axes".into(), 32, base, query), Metric::Cosine, 1).unwrap();
         let time = Duration::from_millis(10);
         let rows = held(&data, time, 1).unwrap();
         assert_eq!(rows.len(), 200 * 32);
@@ -164,5 +169,18 @@ mod tests {
         }
         assert_eq!(rows, held(&data, time, 1).unwrap());
         assert_ne!(rows, held(&data, time, 2).unwrap());
+    }
+
+    #[test]
+    fn held_vectors_are_as_long_as_those_of_the_data_set_where_lengths_count() {
+        let mut base = vec![0.0; 32 * 20];
+        (0..20).for_each(|at| base[at * 32 + at] = 500.0);
+        let query = base[..32].to_vec();
+        let data = Dataset::new(("axes".into(), 32, base, query), Metric::L2, 1).unwrap();
+        for row in held(&data, Duration::from_millis(10), 1).unwrap().chunks_exact(32) {
+            let nearest = row.iter().copied().fold(0.0, f32::max);
+            let noise = row.iter().filter(|v| **v != nearest).map(|v| v * v).sum::<f32>().sqrt();
+            assert!((400.0..600.0).contains(&nearest) && (25.0..100.0).contains(&noise), "{row:?}");
+        }
     }
 }

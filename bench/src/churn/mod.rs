@@ -193,6 +193,7 @@ impl Wanted {
         Scenario {
             source: data.source.clone(),
             sha256: data.sha256.clone(),
+            metric: data.metric,
             normalised: data.normalised,
             vectors: data.len(),
             dim: data.dim,
@@ -213,6 +214,7 @@ impl Wanted {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::metric::Metric;
     use clap::Parser;
     use rand::RngExt;
 
@@ -228,7 +230,7 @@ mod tests {
     }
 
     /// Vectors about 60 centres, the last 40 of them queries.
-    fn clustered(vectors: usize) -> Dataset {
+    fn clustered(vectors: usize, metric: Metric) -> Dataset {
         const DIM: usize = 16;
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         let mut row = |scale: f32| -> Vec<f32> {
@@ -241,7 +243,7 @@ mod tests {
         };
         let mut base: Vec<f32> = (0..vectors + 40).flat_map(near).collect();
         let queries = base.split_off(vectors * DIM);
-        Dataset::new(("made up".into(), DIM, base, queries), 10).unwrap()
+        Dataset::new(("made up".into(), DIM, base, queries), metric, 10).unwrap()
     }
 
     #[test]
@@ -266,10 +268,11 @@ mod tests {
 
     #[test]
     fn too_little_to_measure_is_refused() {
-        let data = clustered(4_200);
+        let data = clustered(4_200, Metric::Cosine);
         let error = wanted("--share 0.0001").unwrap().measure(&data).unwrap_err().to_string();
         assert!(error.contains("--share 0.0001 of 4200 vectors is none"), "{error}");
-        let error = wanted("").unwrap().check(&clustered(1_000)).unwrap_err().to_string();
+        let error =
+            wanted("").unwrap().check(&clustered(1_000, Metric::Cosine)).unwrap_err().to_string();
         assert!(error.contains("1000 vectors; below 4096"), "{error}");
         let many = wanted("--rounds 1000 --share 1").unwrap();
         assert!(many.check(&data).is_ok());
@@ -277,7 +280,11 @@ mod tests {
 
     #[test]
     fn a_small_run_finds_nothing_dead_and_gives_a_whole_report() {
-        let data = clustered(6_000);
+        [Metric::Cosine, Metric::L2].into_iter().for_each(small_run);
+    }
+
+    fn small_run(metric: Metric) {
+        let data = clustered(6_000, metric);
         let wanted = wanted("--rounds 2 --widths 16,32,48 --seconds 0.2").unwrap();
         let measured = wanted.measure(&data).unwrap();
         assert_eq!(measured.rounds.len(), 2);
@@ -312,5 +319,6 @@ mod tests {
         }
         let json = serde_json::to_value(&churn).unwrap();
         assert_eq!(json["rounds"][1]["points"][2]["width"], 48);
+        assert_eq!(json["scenario"]["normalised"], metric == Metric::Cosine);
     }
 }

@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::machine::Machine;
+use crate::metric::Metric;
 use crate::stats;
 
 /// The schema of the file.
@@ -37,6 +38,7 @@ pub struct Churn {
 pub struct Scenario {
     pub source: String,
     pub sha256: String,
+    pub metric: Metric,
     pub normalised: bool,
     pub vectors: usize,
     pub dim: usize,
@@ -52,7 +54,7 @@ pub struct Scenario {
     pub threads: usize,
     /// Of each measurement of latency.
     pub seconds: f64,
-    /// Length of the noise on the unit vectors that are inserted beside searches.
+    /// Length of the noise on the vectors that are inserted beside searches, in parts of theirs.
     pub noise: f64,
 }
 

@@ -100,8 +100,9 @@ fn texts(churn: &Churn) -> Vec<String> {
     let normalised = if s.normalised { ", brought to unit length here" } else { "" };
     let mut out = vec![
         format!(
-            "{}{normalised}; {} queries that are not among them; the truth by brute force over the live vectors, which are the same after each round; equal scores equally right.",
+            "{}{normalised}; compared by {}; {} queries that are not among them; the truth by brute force over the live vectors, which are the same after each round; equal scores equally right.",
             s.source,
+            s.metric.words(),
             thousands(s.queries)
         ),
         format!(
@@ -109,7 +110,7 @@ fn texts(churn: &Churn) -> Vec<String> {
             s.between, s.threads
         ),
         format!(
-            "Latency: single searches on one thread for {} s each; another thread pushes {} vectors and does the index's work in quanta of 5 ms, over and over; they are vectors of the data set with noise of length {}.",
+            "Latency: single searches on one thread for {} s each; another thread pushes {} vectors and does the index's work in quanta of 5 ms, over and over; they are vectors of the data set with noise of {} times their length.",
             s.seconds, s.between, s.noise
         ),
         inserts(churn),

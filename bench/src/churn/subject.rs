@@ -78,7 +78,7 @@ impl<'a> Subject<'a> {
         threads: usize,
     ) -> Result<(Subject<'a>, f64), Failure> {
         let rows = Rows { dim: data.dim, base: &data.base, owners: Vec::new(), held: Vec::new() };
-        let index = VectorIndex::new(data.dim, Kernels::detect());
+        let index = VectorIndex::with_metric(data.dim, data.metric.of_index(), Kernels::detect());
         let mut subject = Subject { data, index, rows, numbers: vec![None; data.len()] };
         let begun = Instant::now();
         for vector in order {
@@ -244,6 +244,7 @@ fn expect(number: VectorNo, at: usize) -> Result<(), Failure> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::metric::Metric;
 
     /// Four vectors along the axes, and a query that is nearest to the last.
     fn axes() -> Dataset {
@@ -251,7 +252,7 @@ mod tests {
         (0..4).for_each(|at| base[at * 16 + at] = 1.0);
         let mut query = vec![0.1; 16];
         query[3] = 1.0;
-        Dataset::new(("axes".into(), 16, base, query), 1).unwrap()
+        Dataset::new(("axes".into(), 16, base, query), Metric::Cosine, 1).unwrap()
     }
 
     fn best(subject: &Subject<'_>) -> Result<Option<u32>, Failure> {

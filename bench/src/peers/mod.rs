@@ -139,7 +139,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     if let Some(out) = &options.out {
         std::fs::create_dir_all(out).map_err(|e| format!("cannot make {}: {e}", out.display()))?;
     }
-    let dir = options.env.clone().map_or_else(|| environment::default_dir("peers"), Ok)?;
+    let dir = options.env.clone().map_or_else(|| environment::default_dir("peers", "--env"), Ok)?;
     let environment = environment::ensure(&options.python, &dir, &PINS)?;
     show::print_environment(&environment, &dir);
     let common = &options.common;
