@@ -64,8 +64,8 @@ impl fmt::Display for SearchPath {
 #[derive(Debug, Clone, PartialEq)]
 pub struct SearchResult {
     /// Best first, equal scores by number: vector and score, as the [`Metric`] has it. Computed from the f32 rows, but after a walk
-    /// from 16-bit codes of the vectors: then a score is off by at most 0.0001 of the product of the two lengths, usually by a
-    /// millionth. (Squared distances are always from the f32 rows.)
+    /// from 16-bit codes of the vectors: then a score is off by less than 0.0001 of the product of the two lengths, usually by a
+    /// millionth. (A bound as long as no rotated value is beyond 6.5 deviations, which a random rotation makes of one vector in millions.) (Squared distances are always from the f32 rows.)
     pub hits: Vec<(VectorNo, f32)>,
     /// What ran.
     pub path: SearchPath,

@@ -68,7 +68,7 @@ pub(super) struct Reach {
 
 /// The best estimates, by which the first steps of a walk are measured.
 ///
-/// Most candidates of the first steps are far worse than what the next steps find. To leave them out takes a tenth off a search of
+/// Most candidates of the first steps are far worse than what the next steps find. To leave them out takes some 5 % off a search of
 /// 20 steps over 236,000 × 384, and leaves the recall as it is.
 #[derive(Debug, Default)]
 struct Early {
