@@ -144,20 +144,6 @@ impl Pen<'_> {
         clear_sketch(slot, sketch);
     }
 
-    /// Writes `old` with another neighbour in the place of one.
-    pub(super) fn put_in_place(
-        &self,
-        node: u32,
-        old: Block<'_>,
-        (spare, new): (u32, u32),
-        block: &mut [u8],
-    ) {
-        self.copy(old, block);
-        if let Some(slot) = (0..DEGREE).find(|slot| old.id(*slot) == spare) {
-            self.put(Some(node), slot, new, block);
-        }
-    }
-
     fn copy(&self, old: Block<'_>, block: &mut [u8]) {
         block[..old.own.len()].copy_from_slice(old.own);
         let (sketch, ids) = self.parts(block);

@@ -6,7 +6,7 @@
 //! (RobustPrune of Subramanya et al., *DiskANN*, NeurIPS 2019). Slots that are left go to the closest of the others, since a block's
 //! 32 slots cost the same filled or empty (Gou et al., *SymphonyQG*, SIGMOD 2025).
 
-use super::block::DEGREE;
+use super::block::{DEGREE, Pen};
 use super::graph::GraphView;
 use super::vectors::{Measure, VectorsView};
 use flashbulb_kernels::Kernels;
@@ -42,7 +42,12 @@ pub(super) struct Choice {
 /// Neighbours that a candidate is compared with at once.
 const ABREAST: usize = 8;
 
-impl Scale<'_> {
+impl<'a> Scale<'a> {
+    /// Measures by the rows of all vectors.
+    pub(super) fn of(pen: Pen<'a>) -> Scale<'a> {
+        Scale { vectors: pen.vectors, kernels: pen.kernels, walked: None }
+    }
+
     #[inline]
     fn row(&self, node: u32) -> Option<(Measure, &[i8])> {
         let walked = self.walked.and_then(|graph| graph.block(node)).map(|block| block.own());
@@ -75,33 +80,6 @@ impl Scale<'_> {
                 .zip(measures)
                 .all(|(dot, m)| self.vectors.closeness(*dot, measure, *m) < most)
         })
-    }
-
-    /// Whether one of the candidates, which are in the order of [`order`], would be taken in the place of all but those before it.
-    pub(super) fn is_wanted(&self, candidates: &[Scored], candidate: u32) -> bool {
-        let Some(at) = candidates.iter().position(|c| c.0 == candidate) else { return false };
-        let Some((measure, own)) = self.vectors.row(candidate) else { return false };
-        let most = candidates[at].1 / SLACK;
-        candidates[..at].iter().all(|(id, _)| {
-            self.vectors.row(*id).is_none_or(|(other, codes)| {
-                self.vectors.closeness(self.kernels.dot_i8(own, codes), measure, other) < most
-            })
-        })
-    }
-
-    /// The farthest of the candidates, which are in the order of [`order`], that one of them stands for.
-    pub(super) fn replaced_by(&self, candidates: &[Scored], candidate: u32) -> Option<u32> {
-        let at = candidates.iter().position(|c| c.0 == candidate)?;
-        let (measure, own) = self.vectors.row(candidate)?;
-        let farther = candidates[at + 1..].iter().rev();
-        let replaced = |(id, close): &&Scored| {
-            self.vectors.row(*id).is_some_and(|(other, codes)| {
-                let between =
-                    self.vectors.closeness(self.kernels.dot_i8(own, codes), measure, other);
-                between >= close / SLACK
-            })
-        };
-        farther.into_iter().find(replaced).map(|(id, _)| *id)
     }
 
     /// Chooses up to 32 of the candidates, which are in the order of [`order`].

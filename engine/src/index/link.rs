@@ -6,6 +6,7 @@
 use super::block::{Block, DEGREE, NONE, Pen};
 use super::choose::{Choice, Scale, Scored, order};
 use super::graph::Graph;
+use super::occlusion::{Neighbourhood, Occlusions};
 use super::repair::{Mend, Repair};
 use super::vectors::QueryCodes;
 use super::walk::{Reach, Trail, Walk};
@@ -24,6 +25,8 @@ pub(super) struct Linker {
     pub(super) graph: Arc<Graph>,
     /// Links that lead to each node.
     in_degree: Vec<u32>,
+    /// Occlusions of each node's neighbours, as far as they are known.
+    occlusions: Vec<Occlusions>,
     /// Nodes that lost the last link to them, or never had one.
     orphans: Vec<u32>,
     scratches: Vec<Scratch>,
@@ -37,6 +40,7 @@ struct Scratch {
     candidates: Vec<Scored>,
     choice: Choice,
     mend: Mend,
+    neighbourhood: Neighbourhood,
 }
 
 /// A node that chose its neighbours.
@@ -56,11 +60,21 @@ pub(super) struct LinkBack {
     nodes: Vec<u32>,
 }
 
-/// What a block lost and gained.
-#[derive(Debug, Default)]
+/// What a node's block lost and gained.
+#[derive(Debug)]
 pub(super) struct Change {
+    node: u32,
     removed: Vec<u32>,
     added: Vec<u32>,
+    /// What is known of its neighbours now.
+    occlusions: Occlusions,
+}
+
+impl Change {
+    fn none(node: u32) -> Change {
+        let occlusions = Occlusions::default();
+        Change { node, removed: Vec::new(), added: Vec::new(), occlusions }
+    }
 }
 
 /// The links back that a batch from `first` on asks for, by the nodes they go out from.
@@ -93,7 +107,8 @@ impl Linker {
             }
         }
         drop(view);
-        Linker { graph, in_degree, orphans: Vec::new(), scratches: Vec::new() }
+        let occlusions = vec![Occlusions::default(); in_degree.len()];
+        Linker { graph, in_degree, occlusions, orphans: Vec::new(), scratches: Vec::new() }
     }
 
     /// Gives each number of a range to one of the threads; the results in the order of the numbers.
@@ -171,6 +186,7 @@ impl Linker {
         for one in joined {
             let node = self.graph.len();
             self.in_degree.push(0);
+            self.occlusions.push(Occlusions::default());
             if one.vacant {
                 self.graph.blocks.push_vacant();
                 self.graph.add_vacant(1);
@@ -188,15 +204,20 @@ impl Linker {
     pub(super) fn link_back(&mut self, index: &VectorIndex, back: &[LinkBack], threads: usize) {
         let graph = Arc::clone(&self.graph);
         let vectors = index.vectors.view();
+        let occlusions = std::mem::take(&mut self.occlusions);
         let changes = self.each(0..back.len(), threads, |scratch, at| {
-            link_one(&graph, Pen { kernels: index.kernels, vectors }, &back[at], scratch)
+            let known = occlusions[back[at].target as usize];
+            let pen = Pen { kernels: index.kernels, vectors };
+            link_one(&graph, pen, &back[at], known, scratch)
         });
-        self.count(&changes);
+        self.occlusions = occlusions;
+        self.count(changes.into_iter().flatten());
     }
 
     /// Keeps account of links that came and went.
-    pub(super) fn count(&mut self, changes: &[Change]) {
+    pub(super) fn count(&mut self, changes: impl IntoIterator<Item = Change>) {
         for change in changes {
+            self.occlusions[change.node as usize] = change.occlusions;
             change.added.iter().for_each(|id| self.in_degree[*id as usize] += 1);
             for id in &change.removed {
                 let degree = &mut self.in_degree[*id as usize];
@@ -247,26 +268,23 @@ impl Linker {
         let graph = Arc::clone(&self.graph);
         let view = graph.view();
         let Some(old) = view.block(parent) else { return false };
-        let scale = Scale { vectors: pen.vectors, kernels: pen.kernels, walked: None };
         let mut neighbours: Vec<u32> = old.ids().collect();
-        let mut lost = Vec::new();
-        if neighbours.len() == DEGREE {
-            let mut scored = Vec::with_capacity(DEGREE);
-            scale.score(parent, &neighbours, &mut scored);
-            order(&mut scored);
-            // The last are those that a closer neighbour stands for.
-            let mut choice = Choice::default();
-            scale.choose(&scored, &mut choice);
-            let spare = choice.ids.iter().rev().find(|id| self.in_degree[**id as usize] > 1);
-            let Some(spare) = spare else { return false };
-            neighbours.retain(|id| id != spare);
-            lost.push(*spare);
+        if let Ok(ids) = <[u32; DEGREE]>::try_from(&neighbours[..]) {
+            let mut neighbourhood = Neighbourhood::default();
+            let known = self.occlusions[parent as usize];
+            if neighbourhood.read(&Scale::of(pen), parent, &ids, known).is_none() {
+                return false;
+            }
+            let has_others = |slot: &usize| self.in_degree[ids[*slot] as usize] > 1;
+            let Some(spare) = neighbourhood.most_occluded().into_iter().find(has_others) else {
+                return false;
+            };
+            neighbours[spare] = orphan;
+        } else {
+            neighbours.push(orphan);
         }
-        neighbours.push(orphan);
-        let mut slot = graph.blocks.reserve();
-        pen.redraw(parent, old, &neighbours, slot.bytes_mut());
-        graph.blocks.replace(parent, slot);
-        self.count(&[Change { removed: lost, added: vec![orphan] }]);
+        let change = change(&graph, pen, parent, old, &neighbours);
+        self.count(change);
         true
     }
 
@@ -284,7 +302,7 @@ impl Linker {
             self.each(nodes.start as usize..nodes.end as usize, threads, |scratch, node| {
                 repair.mend(&graph, pen, node as u32, &mut scratch.mend)
             });
-        self.count(&changes);
+        self.count(changes.into_iter().flatten());
     }
 
     /// Gives back the blocks of nodes that nothing needs any more.
@@ -300,7 +318,7 @@ impl Linker {
             drop(view);
             graph.blocks.vacate(*node);
             graph.add_vacant(1);
-            self.count(&[Change { removed: ids[..n].to_vec(), added: Vec::new() }]);
+            self.count([Change { removed: ids[..n].to_vec(), ..Change::none(*node) }]);
         }
     }
 
@@ -336,15 +354,24 @@ impl Linker {
         let Some(loaded) = graph.loaded.load_full() else { return graph.len() };
         let to = from.saturating_add(most).min(loaded.0.len() as u32);
         let pen = Pen { kernels: index.kernels, vectors: index.vectors.view() };
-        self.each(from as usize..to as usize, threads, |_, node| {
+        let known = self.each(from as usize..to as usize, threads, |scratch, node| {
             let ids: Vec<u32> = super::block::ids_of(&loaded.0[node]).collect();
+            let node = node as u32;
             // A dead one without neighbours leads nowhere, and nothing needs it.
-            if !ids.is_empty() || !pen.vectors.dead.is_dead(node as u32) {
+            if !ids.is_empty() || !pen.vectors.dead.is_dead(node) {
                 let mut slot = graph.blocks.reserve();
-                pen.draw(Some(node as u32), &ids, slot.bytes_mut());
-                graph.blocks.replace(node as u32, slot);
+                pen.draw(Some(node), &ids, slot.bytes_mut());
+                graph.blocks.replace(node, slot);
             }
+            // Now that the neighbours' codes are at hand: else whoever joins next computes it for 32 nodes.
+            let full = <[u32; DEGREE]>::try_from(ids).ok()?;
+            let neighbourhood = &mut scratch.neighbourhood;
+            neighbourhood.read(&Scale::of(pen), node, &full, Occlusions::default())?;
+            Some(neighbourhood.occlusions())
         });
+        for (occlusions, known) in self.occlusions[from as usize..].iter_mut().zip(known) {
+            *occlusions = known.unwrap_or_default();
+        }
         if to as usize == loaded.0.len() {
             graph.loaded.store(None);
             return graph.len();
@@ -370,40 +397,32 @@ impl Scratch {
 }
 
 /// Makes the links of one target.
-fn link_one(graph: &Graph, pen: Pen<'_>, back: &LinkBack, scratch: &mut Scratch) -> Change {
+fn link_one(
+    graph: &Graph,
+    pen: Pen<'_>,
+    back: &LinkBack,
+    known: Occlusions,
+    scratch: &mut Scratch,
+) -> Option<Change> {
     let view = graph.view();
-    let Some(old) = view.block(back.target) else { return Change::default() };
+    let old = view.block(back.target)?;
     let had: Vec<u32> = old.ids().collect();
-    // A dead neighbour keeps nobody out: least of all the vector that was put in its place.
     let is_dead = |id: u32| pen.vectors.dead.is_dead(id);
     let has_dead = had.iter().any(|id| is_dead(*id));
-    let Scratch { candidates, choice, mend, .. } = scratch;
-    let ids = mend.without_dead(&view, back.target, &had, &is_dead);
-    ids.extend(back.nodes.iter().filter(|id| !had.contains(id)));
-    ids.sort_unstable();
-    ids.dedup();
-    if ids.len() > DEGREE {
-        let scale = Scale { vectors: pen.vectors, kernels: pen.kernels, walked: None };
-        candidates.clear();
-        scale.score(back.target, ids, candidates);
-        order(candidates);
-        // Who is close to a closer neighbour could at most fill a slot up, which is not worth a new block.
-        if !has_dead && !back.nodes.iter().any(|node| scale.is_wanted(candidates, *node)) {
-            return Change::default();
-        }
-        if !has_dead
-            && let [node] = back.nodes[..]
-            && let Some(spare) = scale.replaced_by(candidates, node)
-        {
-            let mut slot = graph.blocks.reserve();
-            pen.put_in_place(back.target, old, (spare, node), slot.bytes_mut());
-            graph.blocks.replace(back.target, slot);
-            return Change { removed: vec![spare], added: vec![node] };
-        }
-        scale.choose(candidates, choice);
-        return change(graph, pen, back.target, old, &had, &choice.ids);
+    let Scratch { mend, neighbourhood, .. } = scratch;
+    if let Ok(full) = <[u32; DEGREE]>::try_from(&had[..])
+        && !has_dead
+    {
+        let scale = Scale::of(pen);
+        neighbourhood.read(&scale, back.target, &full, known)?;
+        back.nodes.iter().for_each(|node| neighbourhood.offer(&scale, back.target, *node));
+        let change = change(graph, pen, back.target, old, neighbourhood.ids());
+        let change = change.unwrap_or_else(|| Change::none(back.target));
+        return Some(Change { occlusions: neighbourhood.occlusions(), ..change });
     }
-    change(graph, pen, back.target, old, &had, ids)
+    // A dead neighbour keeps nobody out: least of all the vector that was put in its place.
+    let wanted = mend.choose(pen, &view, back.target, &back.nodes, &is_dead)?;
+    change(graph, pen, back.target, old, wanted)
 }
 
 /// Publishes other neighbours of a node, if they are others.
@@ -412,15 +431,16 @@ pub(super) fn change(
     pen: Pen<'_>,
     node: u32,
     old: Block<'_>,
-    had: &[u32],
     wanted: &[u32],
-) -> Change {
+) -> Option<Change> {
+    let had: Vec<u32> = old.ids().collect();
     let only_in = |a: &[u32], b: &[u32]| a.iter().copied().filter(|id| !b.contains(id)).collect();
-    let change = Change { removed: only_in(had, wanted), added: only_in(wanted, had) };
-    if !change.removed.is_empty() || !change.added.is_empty() {
-        let mut slot = graph.blocks.reserve();
-        pen.redraw(node, old, wanted, slot.bytes_mut());
-        graph.blocks.replace(node, slot);
+    let (removed, added): (Vec<u32>, Vec<u32>) = (only_in(&had, wanted), only_in(wanted, &had));
+    if removed.is_empty() && added.is_empty() {
+        return None;
     }
-    change
+    let mut slot = graph.blocks.reserve();
+    pen.redraw(node, old, wanted, slot.bytes_mut());
+    graph.blocks.replace(node, slot);
+    Some(Change { removed, added, ..Change::none(node) })
 }

@@ -19,6 +19,7 @@ mod choose;
 mod collector;
 mod graph;
 mod link;
+mod occlusion;
 mod plan;
 mod pool;
 mod repair;

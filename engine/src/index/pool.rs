@@ -13,6 +13,8 @@ use std::collections::BinaryHeap;
 pub(super) struct Pool {
     /// Estimate above node: [`key`].
     heap: BinaryHeap<u64>,
+    /// Keys that were asked for when the walk had ended.
+    rest: Vec<u64>,
 }
 
 /// A number that grows with the estimate; of equal estimates, with the node.
@@ -66,10 +68,20 @@ impl Pool {
         self.heap.as_slice().iter().skip(1).take(2).map(|key| *key as u32)
     }
 
-    /// The candidates that are left and reach `least`, in no order.
-    pub(super) fn rest(&self, least: f32) -> impl Iterator<Item = u32> + '_ {
+    /// The candidates that are left and reach `least`, but only the best so many; in no order.
+    pub(super) fn rest(
+        &mut self,
+        least: f32,
+        most: usize,
+    ) -> impl Iterator<Item = u32> + Clone + '_ {
         let least = key(0, least);
-        self.heap.iter().filter(move |key| **key >= least).map(|key| *key as u32)
+        self.rest.clear();
+        self.rest.extend(self.heap.iter().filter(|key| **key >= least));
+        if self.rest.len() > most {
+            self.rest.select_nth_unstable_by(most, |a, b| b.cmp(a));
+            self.rest.truncate(most);
+        }
+        self.rest.iter().map(|key| *key as u32)
     }
 }
 
@@ -126,9 +138,14 @@ mod tests {
         pool.offer(7, 0.9);
         assert_eq!((pool.expand(0.95), pool.peek()), (None, Some(7)), "not good enough");
         assert_eq!((pool.expand(0.9), pool.expand(all)), (Some(7), Some(4)));
-        let mut rest: Vec<u32> = pool.rest(-0.1).collect();
-        rest.sort_unstable();
-        assert_eq!(rest, [1, 3, 6]);
+        let sorted = |rest: &mut dyn Iterator<Item = u32>| {
+            let mut rest: Vec<u32> = rest.collect();
+            rest.sort_unstable();
+            rest
+        };
+        assert_eq!(sorted(&mut pool.rest(-0.1, 9)), [1, 3, 6]);
+        assert_eq!(sorted(&mut pool.rest(-0.1, 2)), [3, 6], "the best");
+        assert!(sorted(&mut pool.rest(-0.1, 0)).is_empty());
         let order: Vec<u32> = std::iter::from_fn(|| pool.expand(all)).collect();
         assert_eq!(order, [3, 6, 1, 5]);
         assert_eq!(pool.peek(), None);

@@ -34,28 +34,36 @@ pub(super) struct Mend {
 }
 
 impl Mend {
-    /// The neighbours of a node that are not dead, and those of the dead ones in their place.
-    pub(super) fn without_dead(
+    /// Chooses among the neighbours of a node that are not dead, those of the dead ones in their place, and some others. `None` if the
+    /// node has no block.
+    pub(super) fn choose(
         &mut self,
+        pen: Pen<'_>,
         view: &GraphView<'_>,
         node: u32,
-        had: &[u32],
+        others: &[u32],
         is_dead: &dyn Fn(u32) -> bool,
-    ) -> &mut Vec<u32> {
-        let ids = &mut self.ids;
+    ) -> Option<&[u32]> {
+        let Mend { candidates, ids, choice } = self;
         ids.clear();
         let mut further = [NONE; DEGREE];
-        for id in had {
-            if is_dead(*id) {
-                let n = view.neighbours(*id, &mut further);
+        for id in view.block(node)?.ids() {
+            if is_dead(id) {
+                let n = view.neighbours(id, &mut further);
                 ids.extend(further[..n].iter().filter(|id| **id != node && !is_dead(**id)));
             } else {
-                ids.push(*id);
+                ids.push(id);
             }
         }
+        ids.extend(others);
         ids.sort_unstable();
         ids.dedup();
-        ids
+        let scale = Scale::of(pen);
+        candidates.clear();
+        scale.score(node, ids, candidates);
+        order(candidates);
+        scale.choose(candidates, choice);
+        Some(&choice.ids)
     }
 }
 
@@ -106,23 +114,22 @@ impl Repair {
     }
 
     /// Replaces the dead neighbours of one node.
-    pub(super) fn mend(&self, graph: &Graph, pen: Pen<'_>, node: u32, mend: &mut Mend) -> Change {
+    pub(super) fn mend(
+        &self,
+        graph: &Graph,
+        pen: Pen<'_>,
+        node: u32,
+        mend: &mut Mend,
+    ) -> Option<Change> {
         if self.is_dead(node) {
-            return Change::default();
+            return None;
         }
         let view = graph.view();
-        let Some(old) = view.block(node) else { return Change::default() };
+        let old = view.block(node)?;
         if !old.ids().any(|id| self.is_dead(id)) {
-            return Change::default();
+            return None;
         }
-        let had: Vec<u32> = old.ids().collect();
-        mend.without_dead(&view, node, &had, &|id| self.is_dead(id));
-        let Mend { candidates, ids, choice } = mend;
-        candidates.clear();
-        let scale = Scale { vectors: pen.vectors, kernels: pen.kernels, walked: None };
-        scale.score(node, ids, candidates);
-        order(candidates);
-        scale.choose(candidates, choice);
-        change(graph, pen, node, old, &had, &choice.ids)
+        let wanted = mend.choose(pen, &view, node, &[], &|id| self.is_dead(id))?;
+        change(graph, pen, node, old, wanted)
     }
 }

@@ -13,8 +13,9 @@ use super::link::Linker;
 use super::{VectorIndex, VectorNo};
 use std::sync::Arc;
 
-/// Roots where they suffice: two blocks of them.
-const ROOTS: u32 = 2 * DEGREE as u32;
+/// Roots where they suffice: eight blocks of them. Measured on 236,000 × 384: twice as many save 0.4 steps, which is as much as to look
+/// at them costs.
+const ROOTS: u32 = 8 * DEGREE as u32;
 /// Roots at most: a walk looks at all of them.
 pub(super) const ROOTS_MAX: u32 = 64 * DEGREE as u32;
 /// A root stands for so many nodes at least, if there are more than [`ROOTS`].

@@ -108,8 +108,10 @@ const EF_OF_NONE: f32 = 16.0;
 /// Deviations that each doubling of `ef` adds. Measured on 236,000 × 384, as all here.
 const DEVIATIONS_A_DOUBLING: f32 = 0.75;
 /// Deviations further down, candidates are scored still, and at least to so many below the k-th best: a score costs a tenth of a step.
-const DEVIATIONS_SCORED: f32 = 1.2;
+const DEVIATIONS_SCORED: f32 = 0.6;
 const DEVIATIONS_SCORED_MIN: f32 = 1.5;
+/// Candidates that are scored without a step, at most, for each step: where many are about as near, as words are, there are many more.
+const SCORED_OF_STEPS: usize = 2;
 /// A walk of so many steps does without candidates that are so many deviations below the score of this rank.
 const RANK_OF_STEPS: usize = 32;
 const DEVIATIONS_OF_STEPS: f32 = 5.0;
@@ -331,10 +333,11 @@ impl Walk<'_> {
         returnable: &dyn Fn(u32) -> bool,
         trail: &mut Trail,
     ) {
-        for node in trail.pool.rest(least) {
+        let rest = trail.pool.rest(least, SCORED_OF_STEPS * trail.expanded);
+        for node in rest.clone() {
             self.graph.prefetch(node, 0..self.graph.own_lines());
         }
-        for node in trail.pool.rest(least) {
+        for node in rest {
             let block = self.graph.block(node).map(|block| block.own());
             if let Some(own) = block.or_else(|| self.vectors.row(node)) {
                 let scored = self.score(query, node, own);

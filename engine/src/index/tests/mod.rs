@@ -10,6 +10,7 @@ mod data;
 mod deletes;
 mod filters;
 mod metrics;
+mod occlusion;
 mod persistence;
 mod random;
 mod recall;
