@@ -165,6 +165,11 @@ pub(crate) fn estimate(
 }
 
 #[target_feature(enable = "neon")]
+pub(crate) fn sign_magnitudes(query: &[f32]) -> (f32, f32) {
+    scalar::sign_magnitudes(query)
+}
+
+#[target_feature(enable = "neon")]
 pub(crate) fn sign_table(query: &[f32], inverse: f32, bytes: &mut [u8]) {
     scalar::sign_table(query, inverse, bytes);
 }

@@ -54,6 +54,12 @@ impl Rotation {
 /// Applies the rounds. Inlined into each level, whose registers the compiler then uses.
 #[inline(always)]
 pub(crate) fn rotate(factors: &[f32], vector: &mut [f32]) {
+    rotate_by(factors, vector, hadamard);
+}
+
+/// Applies the rounds by this way of transforming.
+#[inline(always)]
+pub(crate) fn rotate_by(factors: &[f32], vector: &mut [f32], hadamard: impl Fn(&mut [f32])) {
     let dim = vector.len();
     for (round, factors) in factors.chunks_exact(dim.max(1)).enumerate() {
         vector.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
@@ -77,7 +83,7 @@ fn span(dim: usize, round: usize) -> std::ops::Range<usize> {
 
 /// The Hadamard transform without a scale; the length is a power of two, or 0.
 #[inline(always)]
-fn hadamard(values: &mut [f32]) {
+pub(crate) fn hadamard(values: &mut [f32]) {
     let whole = values.len() >= LANES;
     for lanes in values.as_chunks_mut::<LANES>().0 {
         within::<1>(lanes);
@@ -85,7 +91,13 @@ fn hadamard(values: &mut [f32]) {
         within::<4>(lanes);
         within::<8>(lanes);
     }
-    let mut half = if whole { LANES } else { 1 };
+    halves(values, if whole { LANES } else { 1 });
+}
+
+/// The steps of the transform from pairs so far apart on.
+#[inline(always)]
+pub(crate) fn halves(values: &mut [f32], from: usize) {
+    let mut half = from;
     while half < values.len() {
         for pair in values.chunks_exact_mut(2 * half) {
             let (low, high) = pair.split_at_mut(half);

@@ -6,7 +6,7 @@
 
 use crate::I8Params;
 pub(crate) use crate::rotation::rotate;
-pub(crate) use crate::signs::{sign_table, sums as sign_sums};
+pub(crate) use crate::signs::{sign_magnitudes, sign_table, sums as sign_sums};
 pub(crate) use crate::sketch::{estimate, sketch_signs};
 
 /// Smallest scale that is used: below it the step itself would be rounded.

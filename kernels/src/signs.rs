@@ -8,6 +8,7 @@
 //! Invariant: the sums of bytes are exact and equal at every level. It must not know what rows are.
 
 use crate::Kernels;
+use crate::sketch::{self, LANES};
 
 /// Rows that one call sums.
 pub const SIGN_ROWS: usize = 32;
@@ -57,18 +58,13 @@ impl SignTable {
     pub fn set(&mut self, query: &[f32], kernels: Kernels) {
         let groups = query.len().div_ceil(GROUP);
         self.bytes.resize(groups * GROUP_BYTES, 0);
-        let (mut widest, mut lowest) = (0f32, 0f32);
-        for group in query.chunks(GROUP) {
-            let magnitude = group.iter().map(|v| v.abs()).sum::<f32>();
-            widest = widest.max(magnitude);
-            lowest -= magnitude;
-        }
+        let (widest, sum) = dispatch!(kernels, sign_magnitudes(query));
         // Sums of a group with all signs lie within twice its magnitude.
         let step = (widest * 2.0 / 255.0).max(f32::MIN_POSITIVE);
         let bytes = &mut self.bytes;
         dispatch!(kernels, sign_table(query, 1.0 / step, bytes));
         self.scale = step;
-        self.offset = lowest;
+        self.offset = -sum;
         self.error = step * 0.5 * groups as f32;
     }
 
@@ -109,6 +105,22 @@ pub(crate) const POSITIVE: [[f32; GROUP_BYTES]; GROUP] = {
     }
     positive
 };
+
+/// The largest magnitude of a group, and the sum of all.
+pub(crate) fn sign_magnitudes(query: &[f32]) -> (f32, f32) {
+    add_magnitudes(query, 0.0, [0.0; LANES])
+}
+
+/// Goes on from what there is of the groups before: the largest, and the sums of each sixteenth group, in that order at every level.
+pub(crate) fn add_magnitudes(query: &[f32], widest: f32, by_lane: [f32; LANES]) -> (f32, f32) {
+    let (mut widest, mut by_lane) = (widest, by_lane);
+    for (at, group) in query.chunks(GROUP).enumerate() {
+        let magnitude = group.iter().map(|v| v.abs()).sum::<f32>();
+        widest = widest.max(magnitude);
+        by_lane[at % LANES] += magnitude;
+    }
+    (widest, sketch::sum(by_lane))
+}
 
 /// Of the sums of a group, how far that without a positive sign is above the lowest: each positive sign has twice its value more.
 #[inline(always)]

@@ -173,7 +173,7 @@ pub(crate) const SIGNS_OF_LANES: usize = LANES / GROUP * GROUP_BYTES;
 
 /// In one order at every level.
 #[inline(always)]
-fn sum(lanes: [f32; LANES]) -> f32 {
+pub(crate) fn sum(lanes: [f32; LANES]) -> f32 {
     let (low, high) = lanes.split_at(LANES / 2);
     low.iter().zip(high).map(|(a, b)| a + b).sum()
 }

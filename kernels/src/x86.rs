@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 pub(crate) mod avx2;
 pub(crate) mod avx512;
+mod avx512_prepare;
 
 /// Whether this processor has AMX-INT8 and the system lets this process use it.
 pub(crate) fn tiles_are_allowed() -> bool {

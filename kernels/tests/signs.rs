@@ -56,6 +56,29 @@ fn sums_of_every_length_are_those_of_the_definition() {
 }
 
 #[test]
+fn tables_are_the_same_bits_at_every_level() {
+    let scalar = Kernels::with_level(flashbulb_kernels::SimdLevel::Scalar).unwrap();
+    for dim in (1..=140).chain([384, 1000, 4096]) {
+        let (query, rows) = random(dim, dim as u64);
+        // Of many sizes, so that sums are rounded.
+        let query: Vec<f32> = query.iter().map(|v| v * v * v).collect();
+        let packed = packed(&rows);
+        let all = available_levels().into_iter().map(|level| {
+            let mut table = SignTable::default();
+            table.set(&query, Kernels::with_level(level).unwrap());
+            let mut sums = [0; SIGN_ROWS];
+            scalar.sign_sums(&table, &packed, &mut sums);
+            let line = [table.value(0), table.value(1 << 20), table.error()].map(f32::to_bits);
+            (level, sums, line)
+        });
+        let all: Vec<_> = all.collect();
+        for (level, sums, line) in &all {
+            assert_eq!((&all[0].1, &all[0].2), (sums, line), "{level} at {dim} values");
+        }
+    }
+}
+
+#[test]
 fn the_largest_sums_do_not_overflow() {
     for dim in [1020, 1024, 1028, 4096] {
         let rows: Vec<Vec<f32>> =

@@ -320,6 +320,11 @@ pub(crate) fn sign_sums(table: &[u8], packed: &[u8], out: &mut [u32; SIGN_ROWS])
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn sign_magnitudes(query: &[f32]) -> (f32, f32) {
+    scalar::sign_magnitudes(query)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn sign_table(query: &[f32], inverse: f32, bytes: &mut [u8]) {
     let (inverse, half) = (_mm256_set1_ps(inverse), _mm256_set1_ps(0.5));
     let (zero, most) = (_mm256_setzero_ps(), _mm256_set1_ps(255.0));

@@ -13,12 +13,11 @@ use std::arch::x86_64::{
     _mm256_add_epi16, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256,
     _mm256_set_m128i, _mm512_abs_ps, _mm512_add_epi16, _mm512_add_epi32, _mm512_add_pd,
     _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
-    _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8,
-    _mm512_cvtepi32_pd, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
-    _mm512_cvtps_epi32, _mm512_cvtps_pd, _mm512_cvtsepi32_epi8, _mm512_cvttps_epi32,
-    _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_pd, _mm512_fmadd_ps,
-    _mm512_fnmadd_pd, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_add_ps, _mm512_mask_sub_ps,
-    _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_ps, _mm512_max_epu32, _mm512_max_ps, _mm512_min_ps,
+    _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi32, _mm512_cvtepi32_pd,
+    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32,
+    _mm512_cvtps_pd, _mm512_cvtsepi32_epi8, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64,
+    _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_fnmadd_pd, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_sub_ps, _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_ps, _mm512_max_epu32,
     _mm512_mul_ps, _mm512_mullo_epi32, _mm512_reduce_add_epi32, _mm512_reduce_add_pd,
     _mm512_reduce_add_ps, _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32,
     _mm512_set1_pd, _mm512_set1_ps, _mm512_setzero_pd, _mm512_setzero_ps, _mm512_setzero_si512,
@@ -26,8 +25,9 @@ use std::arch::x86_64::{
     _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_ps, _mm512_xor_si512,
 };
 
+pub(crate) use super::avx512_prepare::{rotate, sign_magnitudes, sign_table};
 use crate::scalar::{self, Step};
-use crate::signs::{self, GROUP, GROUP_BYTES, GROUPS_IN_U16};
+use crate::signs::{GROUP_BYTES, GROUPS_IN_U16};
 use crate::sketch::{self, Coded, LANES, SIGNS_OF_LANES, Sums};
 use crate::{SIGN_ROWS, SignTable};
 
@@ -40,7 +40,7 @@ const OFFSET: i8 = i8::MIN;
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
-fn load_f32(source: &[f32; 16]) -> __m512 {
+pub(super) fn load_f32(source: &[f32; 16]) -> __m512 {
     // SAFETY: the array holds the 64 bytes read; the load needs no alignment.
     unsafe { _mm512_loadu_ps(source.as_ptr()) }
 }
@@ -332,30 +332,6 @@ fn sign_registers(table: &[u8], packed: &[u8]) -> [__m512i; 2] {
         }
     }
     sums
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
-pub(crate) fn sign_table(query: &[f32], inverse: f32, bytes: &mut [u8]) {
-    // Which of the sixteen sums have each of the four values positive.
-    const POSITIVE: [__mmask16; GROUP] = [0xaaaa, 0xcccc, 0xf0f0, 0xff00];
-    let (inverse, half) = (_mm512_set1_ps(inverse), _mm512_set1_ps(0.5));
-    let (zero, most) = (_mm512_setzero_ps(), _mm512_set1_ps(255.0));
-    for (group, bytes) in query.chunks(GROUP).zip(bytes.as_chunks_mut::<GROUP_BYTES>().0) {
-        let mut sums = _mm512_set1_ps(signs::below(group));
-        for (value, positive) in group.iter().zip(POSITIVE) {
-            sums = _mm512_mask_add_ps(sums, positive, sums, _mm512_set1_ps(value * 2.0));
-        }
-        let steps = _mm512_add_ps(_mm512_mul_ps(sums, inverse), half);
-        let steps = _mm512_cvttps_epi32(_mm512_max_ps(_mm512_min_ps(steps, most), zero));
-        let steps = _mm512_cvtepi32_epi8(steps);
-        // SAFETY: the array holds the 16 bytes written; the store needs no alignment.
-        unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast::<__m128i>(), steps) };
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
-pub(crate) fn rotate(factors: &[f32], vector: &mut [f32]) {
-    scalar::rotate(factors, vector);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
