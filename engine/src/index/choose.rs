@@ -12,7 +12,7 @@ use super::vectors::{Measure, VectorsView};
 use flashbulb_kernels::Kernels;
 
 /// How many times closer to another neighbour a candidate must be to be passed over, as a ratio of squared distances. Measured on
-/// 100,000 × 384: 1.21 instead of 1 takes a third off the steps to recall@10 0.98.
+/// 236,000 × 384 by walking the links with exact distances: a beam of 32 finds 0.987 of the ten nearest, with 1 it finds 0.982.
 const SLACK: f32 = 1.21;
 
 /// A node and how close it is to another: half of their squared distance, with a minus.
