@@ -5,6 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::index::Layout;
 use flashbulb_kernels::SimdLevel;
 use serde::Serialize;
 
@@ -332,6 +333,8 @@ pub struct StoreOptions {
     pub durability: Durability,
     /// The unsealed part of the store is written to a segment once it holds this many bytes.
     pub seal_bytes: usize,
+    /// How vectors and links are kept in memory. A saved graph of the other layout is built anew.
+    pub layout: Layout,
     /// Length a log file is preallocated with; a larger batch gets a file of its own size.
     pub log_file_bytes: usize,
 }
@@ -344,6 +347,7 @@ impl StoreOptions {
             fingerprint: fingerprint.into(),
             durability: Durability::Sync,
             seal_bytes: 64 << 20,
+            layout: Layout::Full,
             log_file_bytes: 32 << 20,
         }
     }

@@ -1,4 +1,4 @@
-//! Kernels of Flashbulb: products and norms of f32 vectors, exact products of i8 codes, sums by the signs of 32 rows
+//! Kernels of Flashbulb: products and norms of f32 vectors, exact products of codes of eight and of four bits, sums by the signs of 32 rows
 //! at once and estimates from sketches of them, random rotations, quantisation with an error bound, a bounded top-k, an
 //! encoder layer in int8, and a list of the GPU adapters.
 //!
@@ -53,6 +53,7 @@ pub mod encoder;
 pub mod gpu;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod nibbles;
 mod rotation;
 mod scalar;
 mod selftest;
@@ -62,6 +63,7 @@ mod topk;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use nibbles::{NIBBLES_TOGETHER, nibble_bytes, pack_nibbles, unpack_nibbles};
 pub use rotation::Rotation;
 pub use signs::{SIGN_ROWS, SignTable, pack_signs, sign_bytes};
 pub use sketch::{Coded, clear_sketch, sketch_bytes};
@@ -327,6 +329,12 @@ impl Kernels {
         assert_eq!(query.len(), fine.len(), "query and fine codes of different lengths");
         dispatch!(self, dot_fine(query, codes, fine))
     }
+}
+
+/// Codes as bytes: the same bits.
+pub fn as_bytes(codes: &[i8]) -> &[u8] {
+    // SAFETY: as in `as_codes`.
+    unsafe { std::slice::from_raw_parts(codes.as_ptr().cast::<u8>(), codes.len()) }
 }
 
 /// Bytes as codes: the same bits.

@@ -198,3 +198,8 @@ pub(crate) fn encode_fine(src: &[f32], codes: &[i8], step: f32, fine: &mut [i8])
 pub(crate) fn dot_fine(query: &[f32], codes: &[i8], fine: &[i8]) -> f32 {
     scalar::dot_fine(query, codes, fine)
 }
+
+#[target_feature(enable = "neon")]
+pub(crate) fn dot_i4(query: &[i8], packed: &[u8]) -> i32 {
+    scalar::dot_i4(query, packed)
+}

@@ -5,6 +5,7 @@
 //! another order but rounds each element the same way. It must not know which level calls it.
 
 use crate::I8Params;
+pub(crate) use crate::nibbles::dot_i4;
 pub(crate) use crate::rotation::rotate;
 pub(crate) use crate::signs::{sign_magnitudes, sign_table, sums as sign_sums};
 pub(crate) use crate::sketch::{estimate, sketch_signs};

@@ -7,7 +7,8 @@ use crate::encoder::{
     Activation, Layer, LayerParts, LayerShape, Matrix, Norm, PAIR_MAX, Scratch, Team, pack,
 };
 use crate::{
-    Coded, Kernels, Rotation, SIGN_ROWS, SignTable, SimdLevel, pack_signs, sign_bytes, sketch_bytes,
+    Coded, Kernels, NIBBLES_TOGETHER, Rotation, SIGN_ROWS, SignTable, SimdLevel, nibble_bytes,
+    pack_nibbles, pack_signs, sign_bytes, sketch_bytes,
 };
 
 /// Covers a block of each kernel and a rest.
@@ -54,8 +55,13 @@ fn products_agree(kernels: Kernels, scalar: Kernels) -> bool {
     let exact = scalar.dot_i8(&x, &y);
     let mut rows = [0; 2];
     kernels.dot_i8_rows(&x, &[y.as_slice(), &x].concat(), &mut rows);
+    let (query, half) =
+        (codes(7 * NIBBLES_TOGETHER, 127, state), codes(7 * NIBBLES_TOGETHER, 8, state));
+    let mut packed = vec![0; nibble_bytes(half.len())];
+    pack_nibbles(&half.iter().map(|code| (*code).min(7)).collect::<Vec<_>>(), &mut packed);
     same_codes
         && found == wanted
+        && kernels.dot_i4(&query, &packed) == scalar.dot_i4(&query, &packed)
         && rest == same_rest
         && near(kernels.dot_f32(&a, &b), scalar.dot_f32(&a, &b))
         && near(kernels.l2_squared_f32(&a, &b), scalar.l2_squared_f32(&a, &b))

@@ -37,6 +37,8 @@ const PINS: &Pins = &[
 pub enum Kind {
     /// Flashbulb's
     Flashbulb,
+    /// Flashbulb's in the lean layout
+    FlashbulbLean,
     /// SymphonyQG of rabitqlib; can only be built at once
     Symqg,
     /// HNSW of rabitqlib
@@ -52,10 +54,16 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether it is Flashbulb's.
+    fn is_own(self) -> bool {
+        matches!(self, Kind::Flashbulb | Kind::FlashbulbLean)
+    }
+
     /// As it is written.
     fn name(self) -> &'static str {
         match self {
             Kind::Flashbulb => "flashbulb",
+            Kind::FlashbulbLean => worker::LEAN,
             Kind::Symqg => "symqg",
             Kind::RabitqHnsw => "rabitq-hnsw",
             Kind::Hnswlib => "hnswlib",
@@ -105,7 +113,7 @@ impl Options {
 
     /// Whether anything of Python is needed.
     fn needs_python(&self) -> bool {
-        self.source.needs_python() || self.systems.iter().any(|kind| *kind != Kind::Flashbulb)
+        self.source.needs_python() || self.systems.iter().any(|kind| !kind.is_own())
     }
 }
 
@@ -177,7 +185,7 @@ fn scenario(options: &Options, data: &Dataset) -> Scenario {
 }
 
 fn notes(systems: &[Found]) -> Vec<String> {
-    let python = systems.iter().any(|s| s.name != "flashbulb");
+    let python = systems.iter().any(|s| !s.name.starts_with("flashbulb"));
     let of_calls = "one query at a time, the libraries' figures have the cost of a call from Python in them, a few microseconds; queries/s have next to none of it";
     python.then(|| of_calls.to_owned()).into_iter().collect()
 }
@@ -209,6 +217,7 @@ impl System {
             name: self.kind.name().to_owned(),
             settings: self.built.settings,
             build_seconds: self.built.seconds,
+            index_bytes: self.built.index_bytes,
             memory: self.memory,
             settings_measured: self.settings.into_iter().filter_map(setting).collect(),
             at: Vec::new(),
@@ -232,7 +241,7 @@ fn build(
     for kind in &options.systems {
         eprintln!("building {}", kind.name());
         let mut worker = match kind {
-            Kind::Flashbulb => Worker::own(folder)?,
+            own if own.is_own() => Worker::own(folder)?,
             peer => Worker::peer(peer.name(), python, folder)?,
         };
         let built = worker.ask(&Request::Build {

@@ -60,6 +60,9 @@ pub struct Found {
     pub name: String,
     pub settings: String,
     pub build_seconds: f64,
+    /// Memory that the index took, in bytes a vector, without the f32 rows; where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_bytes: Option<f64>,
     pub memory: Option<Memory>,
     pub settings_measured: Vec<Setting>,
     /// At each of [`RECALLS`]; none where it is outside what was measured.
@@ -167,6 +170,7 @@ mod tests {
             name: name.into(),
             settings: String::new(),
             build_seconds: 1.0,
+            index_bytes: None,
             memory: None,
             settings_measured: settings.iter().map(setting).collect(),
             at: Vec::new(),

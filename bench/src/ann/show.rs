@@ -22,17 +22,19 @@ fn whole(spread: &Spread) -> String {
 }
 
 fn systems(found: &[Found]) -> Table {
-    let head: Vec<String> = ["system", "build, s", "anonymous memory, MiB"]
-        .into_iter()
-        .map(str::to_owned)
-        .chain(RECALLS.iter().map(|recall| format!("queries/s at {recall}")))
-        .collect();
+    let head: Vec<String> =
+        ["system", "build, s", "anonymous memory, MiB", "index without f32 rows, bytes a vector"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(RECALLS.iter().map(|recall| format!("queries/s at {recall}")))
+            .collect();
     let row = |found: &Found| {
         let memory = |m: Memory| format!("{:.0}", m.anonymous_mib);
         let mut cells = vec![
             Cell::plain(&found.name),
             Cell::plain(format!("{:.1}", found.build_seconds)),
             dash(found.memory.map(memory)),
+            dash(found.index_bytes.map(|bytes| thousands(bytes.round() as usize))),
         ];
         cells.extend(found.at.iter().map(|at| dash(at.as_ref().map(whole))));
         cells

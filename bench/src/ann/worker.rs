@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use flashbulb_engine::index::{Accept, RowSource, Scratch, SearchParams, VectorIndex, VectorNo};
+use flashbulb_engine::index::{
+    Accept, Layout, RowSource, Scratch, SearchParams, VectorIndex, VectorNo,
+};
 use flashbulb_engine::sync::RowStore;
 use flashbulb_kernels::Kernels;
 use serde::de::DeserializeOwned;
@@ -23,6 +25,8 @@ use crate::run::Memory;
 
 /// What runs in a Python process.
 const ADAPTER: &str = include_str!("adapter.py");
+/// The name of Flashbulb's index in the lean layout.
+pub const LEAN: &str = "flashbulb-lean";
 /// No neighbour, as files of answers have it.
 const NONE: u32 = u32::MAX;
 
@@ -42,6 +46,9 @@ pub enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Built {
     pub seconds: f64,
+    /// Memory that the index took, in bytes a vector, without the f32 rows; where the process can tell the two apart.
+    #[serde(default)]
+    pub index_bytes: Option<f64>,
     pub settings: String,
 }
 
@@ -181,8 +188,9 @@ pub fn run() -> Result<(), Failure> {
     let mut own: Option<Own> = None;
     for line in std::io::stdin().lock().lines() {
         let answer = match (serde_json::from_str(&line?)?, &mut own) {
-            (Request::Build { base, dim, metric, threads, .. }, own) => {
-                let (built, answer) = build(&base, dim, metric, threads)?;
+            (Request::Build { peer, base, dim, metric, threads }, own) => {
+                let layout = if peer == LEAN { Layout::Lean } else { Layout::Full };
+                let (built, answer) = build(&base, dim, (metric, layout), threads)?;
                 *own = Some(built);
                 serde_json::to_string(&answer)?
             }
@@ -199,33 +207,47 @@ pub fn run() -> Result<(), Failure> {
     Ok(())
 }
 
-fn build(base: &Path, dim: usize, metric: Metric, threads: usize) -> Result<(Own, Built), Failure> {
+fn build(
+    base: &Path,
+    dim: usize,
+    (metric, layout): (Metric, Layout),
+    threads: usize,
+) -> Result<(Own, Built), Failure> {
     let values = files::raw(base, dim)?;
     let rows = Rows(RowStore::new(dim));
     values.chunks_exact(dim).for_each(|row| {
         rows.0.push(row);
     });
-    let begun = Instant::now();
-    let index = VectorIndex::with_metric(dim, metric.of_index(), Kernels::detect());
-    values.chunks_exact(dim).for_each(|row| {
-        index.push(row);
+    drop(values);
+    let anonymous = || daemon::memory(std::process::id()).map(|memory| memory.anonymous_mib);
+    let (before, begun) = (anonymous(), Instant::now());
+    let index = VectorIndex::with_layout(dim, metric.of_index(), layout, Kernels::detect());
+    (0..rows.0.len()).for_each(|at| {
+        index.push(rows.row(VectorNo(at)));
     });
     index.build(threads);
     let seconds = begun.elapsed().as_secs_f64();
-    let settings = settings(metric);
-    Ok((Own { dim, index, rows, scratch: Scratch::default() }, Built { seconds, settings }))
+    let grown = before.zip(anonymous()).map(|(before, after)| after - before);
+    let index_bytes = grown.map(|mib| mib * f64::from(1 << 20) / f64::from(rows.0.len().max(1)));
+    let built = Built { seconds, index_bytes, settings: settings(metric, layout) };
+    Ok((Own { dim, index, rows, scratch: Scratch::default() }, built))
 }
 
 /// How the index works, for the report.
-fn settings(metric: Metric) -> String {
-    let hits = match metric {
-        Metric::Cosine | Metric::Dot => {
+fn settings(metric: Metric, layout: Layout) -> String {
+    let hits = match (metric, layout) {
+        (_, Layout::Lean) => "hits scored from f32 rows",
+        (Metric::Cosine | Metric::Dot, Layout::Full) => {
             "hits scored from 16-bit codes (int8 and 8 bits of what they left over), f32 rows read in scans only"
         }
-        Metric::L2 => "hits scored from f32 rows",
+        (Metric::L2, Layout::Full) => "hits scored from f32 rows",
+    };
+    let codes = match layout {
+        Layout::Full => "1-bit sketches of neighbours, int8 codes",
+        Layout::Lean => "codes of 4 bits",
     };
     format!(
-        "by {}, one level of degree 32, 1-bit sketches of neighbours, int8 codes, {hits}, ef_construction 200, built in the batches of online building, kernels {:?}",
+        "by {}, one level of degree 32, {codes}, {hits}, ef_construction 200, built in the batches of online building, kernels {:?}",
         metric.words(),
         Kernels::detect().level()
     )

@@ -13,7 +13,7 @@ mod subject;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flashbulb_engine::index::GRAPH_FROM;
+use flashbulb_engine::index::{GRAPH_FROM, Layout};
 use flashbulb_engine::sync::MAX_ITEMS;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -42,6 +42,9 @@ pub struct Options {
     /// Threads that build an index at once; what comes in rounds is built by one
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
+    /// Measure the lean layout
+    #[arg(long)]
+    lean: bool,
     /// Seconds of each measurement of latency
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
@@ -58,6 +61,7 @@ struct Wanted {
     /// From the narrowest on.
     widths: Vec<usize>,
     k: usize,
+    layout: Layout,
     threads: usize,
     time: Duration,
     seed: u64,
@@ -84,6 +88,7 @@ impl Options {
             share: self.share,
             widths,
             k: self.source.k.into(),
+            layout: if self.lean { Layout::Lean } else { Layout::Full },
             threads: self.threads.into(),
             time,
             seed: self.source.common.seed,
@@ -154,7 +159,7 @@ impl Wanted {
     fn measure(&self, data: &Dataset) -> Result<Measured, Failure> {
         let vectors = self.check(data)?;
         eprintln!("building the index of {vectors} vectors");
-        let (mut subject, seconds) = Subject::build(data, 0..vectors, self.threads)?;
+        let (mut subject, seconds) = Subject::build(data, 0..vectors, self.layout, self.threads)?;
         let built = self.state(&subject, seconds, "built")?;
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let mut rounds = Vec::with_capacity(self.rounds);
@@ -169,7 +174,7 @@ impl Wanted {
         }
         let mut order: Vec<u32> = (0..vectors).collect();
         order.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed ^ 0xf4e5));
-        let (fresh, seconds) = Subject::build(data, order.into_iter(), self.threads)?;
+        let (fresh, seconds) = Subject::build(data, order.into_iter(), self.layout, self.threads)?;
         let fresh = self.state(&fresh, seconds, "a fresh index")?;
         eprintln!("measuring latency, 3 times {} s", self.time.as_secs_f64());
         subject.hold(latency::held(data, self.time, self.seed)?);
@@ -203,6 +208,7 @@ impl Wanted {
             share: self.share,
             moved: self.moved(data.len()),
             between: subject::BETWEEN,
+            layout: self.layout.to_string(),
             threads: self.threads,
             seconds: self.time.as_secs_f64(),
             noise: latency::NOISE,

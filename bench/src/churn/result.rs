@@ -50,6 +50,8 @@ pub struct Scenario {
     pub moved: usize,
     /// Operations after which the index's own work is done to its end.
     pub between: usize,
+    /// How the index keeps vectors and links.
+    pub layout: String,
     /// Threads that build an index at once.
     pub threads: usize,
     /// Of each measurement of latency.

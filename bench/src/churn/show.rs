@@ -106,8 +106,8 @@ fn texts(churn: &Churn) -> Vec<String> {
             thousands(s.queries)
         ),
         format!(
-            "Deletes and inserts in one random order, a vector inserted only after it was deleted; after every {} of them one thread does the index's work to its end. Built at once by {} thread(s).",
-            s.between, s.threads
+            "Deletes and inserts in one random order, a vector inserted only after it was deleted; after every {} of them one thread does the index's work to its end. Built at once by {} thread(s). Layout: {}.",
+            s.between, s.threads, s.layout
         ),
         format!(
             "Latency: single searches on one thread for {} s each; another thread pushes {} vectors and does the index's work in quanta of 5 ms, over and over; they are vectors of the data set with noise of {} times their length.",

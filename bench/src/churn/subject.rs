@@ -6,7 +6,8 @@
 use std::time::Instant;
 
 use flashbulb_engine::index::{
-    Accept, RowSource, Scratch, SearchParams, SearchPath, SearchResult, VectorIndex, VectorNo,
+    Accept, Layout, RowSource, Scratch, SearchParams, SearchPath, SearchResult, VectorIndex,
+    VectorNo,
 };
 use flashbulb_kernels::Kernels;
 
@@ -75,10 +76,12 @@ impl<'a> Subject<'a> {
     pub fn build(
         data: &'a Dataset,
         order: impl Iterator<Item = u32>,
+        layout: Layout,
         threads: usize,
     ) -> Result<(Subject<'a>, f64), Failure> {
         let rows = Rows { dim: data.dim, base: &data.base, owners: Vec::new(), held: Vec::new() };
-        let index = VectorIndex::with_metric(data.dim, data.metric.of_index(), Kernels::detect());
+        let (metric, kernels) = (data.metric.of_index(), Kernels::detect());
+        let index = VectorIndex::with_layout(data.dim, metric, layout, kernels);
         let mut subject = Subject { data, index, rows, numbers: vec![None; data.len()] };
         let begun = Instant::now();
         for vector in order {
@@ -264,7 +267,8 @@ mod tests {
     #[test]
     fn a_number_is_mapped_to_the_vector_it_was_given_to() {
         let data = axes();
-        let (mut subject, _) = Subject::build(&data, [2, 3, 0, 1].into_iter(), 1).unwrap();
+        let (mut subject, _) =
+            Subject::build(&data, [2, 3, 0, 1].into_iter(), Layout::Full, 1).unwrap();
         assert_eq!(subject.vector(VectorNo(0)).unwrap(), Some(2));
         assert_eq!(best(&subject).unwrap(), Some(3));
         subject.round(&[Step::Delete(3), Step::Delete(2), Step::Insert(3)]).unwrap();
@@ -286,7 +290,7 @@ mod tests {
     #[test]
     fn held_vectors_come_after_those_of_the_data_set() {
         let data = axes();
-        let (mut subject, _) = Subject::build(&data, 0..4, 1).unwrap();
+        let (mut subject, _) = Subject::build(&data, 0..4, Layout::Lean, 1).unwrap();
         let held = data.queries.clone();
         subject.hold(held.clone());
         assert_eq!(subject.held(), 1);

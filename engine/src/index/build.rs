@@ -78,7 +78,7 @@ impl VectorIndex {
                     Some(graph) => graph,
                     None if self.live() < graph_from => return false,
                     None => {
-                        let graph = Arc::new(Graph::new(self.vectors.width()));
+                        let graph = Arc::new(Graph::new(self.vectors.width(), self.layout()));
                         self.graph.store(Some(Arc::clone(&graph)));
                         graph
                     }

@@ -5,25 +5,24 @@
 //!
 //! Little-endian: magic, version u32, dim u32, nodes u32, nodes when the roots were chosen u32, metric u32, factor f32,
 //! roots u32; then the roots (u32, at most 2,048); then of all nodes the codes (i8, as many as the dimension fills), the fine codes (the
-//! same), scales (f32), bounds (f32 error, f32 norm, f32 half of the squared length), tombstones (u64 words) and neighbours (32 × u32, `u32::MAX` in empty places); then
+//! same; in the lean layout, which is version 4, codes of four bits, two in a byte, and no fine codes), scales (f32), bounds (f32 error, f32 norm, f32 half of the squared length), tombstones (u64 words) and neighbours (32 × u32, `u32::MAX` in empty places); then
 //! the XXH3-64 of all of it. Sketches are drawn anew, as they take four times the room; until a node has its own, walks score its
 //! neighbours one by one. What a scan covers is not in it: the caller has those rows.
 
 use super::block::{DEGREE, IDS_BYTES, NONE, Pen, ids_of};
 use super::graph::{Graph, GraphView, Loaded};
 use super::roots::{ROOTS_MAX, Roots};
-use super::vectors::{Codes, Measure, UNIT_HALF_SQUARE, Vectors, width_of};
-use super::{Metric, VectorIndex};
+use super::vectors::{Codes, Measure, UNIT_HALF_SQUARE, Vectors, code_bytes, width_of};
+use super::{Layout, Metric, VectorIndex};
 use crate::sync::MAX_ITEMS;
 use crate::sync::shim::Mutex;
 use arc_swap::ArcSwapOption;
-use flashbulb_kernels::{Kernels, as_codes};
+use flashbulb_kernels::{Kernels, as_bytes, as_codes, unpack_nibbles};
 use std::io::{self, Write};
 use std::sync::Arc;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 const MAGIC: [u8; 8] = *b"FBINDEX\n";
-const VERSION: u32 = 3;
 const HEADER_BYTES: usize = 8 + 7 * 4;
 /// Bytes of a node's scale and bounds.
 const SCALE_BYTES: usize = 4;
@@ -92,14 +91,15 @@ impl VectorIndex {
         let roots: Vec<u32> = roots.into_iter().filter(|id| *id < nodes).collect();
         let metric = number_of(self.metric());
         let factor = self.vectors.factor().to_bits();
-        for number in [VERSION, self.dim() as u32, nodes, of, metric, factor, roots.len() as u32] {
+        let version = version_of(self.layout());
+        for number in [version, self.dim() as u32, nodes, of, metric, factor, roots.len() as u32] {
             sink.put(&number.to_le_bytes())?;
         }
         for root in roots {
             sink.put(&root.to_le_bytes())?;
         }
         for (_, run) in vectors.codes.runs(0, nodes).chain(vectors.fine_runs(nodes)) {
-            for row in run.chunks(vectors.width()) {
+            for row in run.chunks(BUFFER_BYTES) {
                 sink.buffer.extend(row.iter().map(|code| code.cast_unsigned()));
                 sink.put(&[])?;
             }
@@ -143,7 +143,7 @@ impl VectorIndex {
     pub fn load(dim: usize, kernels: Kernels, bytes: &[u8]) -> Result<VectorIndex, LoadError> {
         let (header, mut body) = open(dim, bytes)?;
         let Header { nodes, of, .. } = header;
-        let vectors = Vectors::new(dim, header.metric);
+        let vectors = Vectors::new(dim, header.metric, header.layout);
         vectors.set_factor(header.factor);
         let roots = read_roots(&header, &mut body)?;
         read_vectors(&vectors, kernels, nodes as usize, &mut body)?;
@@ -156,7 +156,7 @@ impl VectorIndex {
             builder: Mutex::new(None),
         };
         if let Some(graph) = graph {
-            let pen = Pen { kernels, vectors: index.vectors.view() };
+            let pen = Pen::new(index.vectors.view(), kernels);
             graph.roots.store(Arc::new(Roots::draw(pen, &roots, of)));
         }
         Ok(index)
@@ -186,6 +186,7 @@ impl<'a> Body<'a> {
 
 /// What comes first.
 struct Header {
+    layout: Layout,
     nodes: u32,
     of: u32,
     metric: Metric,
@@ -199,15 +200,16 @@ fn open(dim: usize, bytes: &[u8]) -> Result<(Header, Body<'_>), LoadError> {
     if body.array()? != MAGIC {
         return refuse("not an index checkpoint");
     }
-    if body.u32()? != VERSION {
-        return refuse("written by another version");
-    }
+    let version = body.u32()?;
+    let layout = [Layout::Full, Layout::Lean].into_iter().find(|l| version_of(*l) == version);
+    let Some(layout) = layout else { return refuse("written by another version") };
     if body.u32()? as usize != dim {
         return refuse("another dimension");
     }
     let (nodes, of) = (body.u32()?, body.u32()?);
     let (metric, factor, roots) = (body.u32()?, f32::from_bits(body.u32()?), body.u32()?);
-    let node_bytes = (2 * width_of(dim) + SCALE_BYTES + BOUNDS_BYTES + IDS_BYTES) as u128;
+    let (codes, fine) = code_bytes(width_of(dim, layout), layout);
+    let node_bytes = (codes + fine + SCALE_BYTES + BOUNDS_BYTES + IDS_BYTES) as u128;
     let whole = (HEADER_BYTES + CHECKSUM_BYTES) as u128
         + u128::from(roots) * 4
         + u128::from(nodes) * node_bytes
@@ -225,7 +227,7 @@ fn open(dim: usize, bytes: &[u8]) -> Result<(Header, Body<'_>), LoadError> {
     if roots > ROOTS_MAX {
         return refuse("more roots than an index has");
     }
-    Ok((Header { nodes, of, metric: metric_of(metric)?, factor, roots }, body))
+    Ok((Header { layout, nodes, of, metric: metric_of(metric)?, factor, roots }, body))
 }
 
 fn read_roots(header: &Header, body: &mut Body<'_>) -> Result<Vec<u32>, LoadError> {
@@ -235,6 +237,14 @@ fn read_roots(header: &Header, body: &mut Body<'_>) -> Result<Vec<u32>, LoadErro
         return refuse("a root is out of range");
     }
     Ok(roots)
+}
+
+/// The version of checkpoints of a layout.
+fn version_of(layout: Layout) -> u32 {
+    match layout {
+        Layout::Full => 3,
+        Layout::Lean => 4,
+    }
 }
 
 /// A metric as a number.
@@ -260,16 +270,26 @@ fn read_vectors(
     nodes: usize,
     body: &mut Body<'_>,
 ) -> Result<(), LoadError> {
-    let width = vectors.width();
-    let codes = as_codes(body.take(nodes * width)?).chunks_exact(width);
-    let fine = as_codes(body.take(nodes * width)?).chunks_exact(width);
+    let (stride, fine_stride) = code_bytes(vectors.width(), vectors.layout());
+    let codes = as_codes(body.take(nodes * stride)?).chunks_exact(stride);
+    let mut all_fine = as_codes(body.take(nodes * fine_stride)?);
+    let mut room = Vec::new();
     let scales = body.take(nodes * SCALE_BYTES)?.as_chunks::<SCALE_BYTES>().0;
     let bounds = body.take(nodes * BOUNDS_BYTES)?.as_chunks::<4>().0.as_chunks::<3>().0;
     let dead = body.take(nodes.div_ceil(64) * 8)?.as_chunks::<8>().0;
-    for ((codes, fine), (scale, bounds)) in codes.zip(fine).zip(scales.iter().zip(bounds)) {
+    for (codes, (scale, bounds)) in codes.zip(scales.iter().zip(bounds)) {
+        let fine = all_fine.split_off(..fine_stride).unwrap_or_default();
         let scale = f32::from_le_bytes(*scale);
         let [error, norm, half_square] = bounds.map(f32::from_le_bytes);
-        let code_norm = (kernels.dot_i8(codes, codes) as f32).sqrt() * scale;
+        let whole = match vectors.layout() {
+            Layout::Full => codes,
+            Layout::Lean => {
+                room.clear();
+                unpack_nibbles(as_bytes(codes), &mut room);
+                &room
+            }
+        };
+        let code_norm = (kernels.dot_i8(whole, whole) as f32).sqrt() * scale;
         let halved = match vectors.metric() {
             Metric::Cosine => half_square == UNIT_HALF_SQUARE,
             Metric::Dot | Metric::L2 => {
@@ -303,7 +323,7 @@ fn read_vectors(
 fn read_graph(nodes: u32, vectors: &Vectors, body: &mut Body<'_>) -> Result<Graph, LoadError> {
     let lists = body.take(nodes as usize * IDS_BYTES)?;
     let mut loaded: Vec<[[u8; 4]; DEGREE]> = Vec::with_capacity(nodes as usize);
-    let graph = Graph::new(vectors.width());
+    let graph = Graph::new(vectors.width(), vectors.layout());
     for list in lists.as_chunks::<4>().0.as_chunks::<DEGREE>().0 {
         let node = loaded.len() as u32;
         let ids = list.map(u32::from_le_bytes);
@@ -311,13 +331,23 @@ fn read_graph(nodes: u32, vectors: &Vectors, body: &mut Body<'_>) -> Result<Grap
             return refuse("a neighbour is out of range");
         }
         let alone = ids.iter().all(|id| *id == NONE);
-        if alone && vectors.dead().is_dead(node) {
+        let is_vacant = alone && vectors.dead().is_dead(node);
+        if is_vacant {
             graph.add_vacant(1);
         }
-        graph.blocks.push_vacant();
+        if vectors.layout() == Layout::Lean && !is_vacant {
+            // There is no more to a block than this.
+            let mut slot = graph.blocks.reserve();
+            slot.bytes_mut().copy_from_slice(list.as_flattened());
+            graph.blocks.push(slot);
+        } else {
+            graph.blocks.push_vacant();
+        }
         loaded.push(*list);
     }
-    graph.loaded.store(Some(Arc::new(Loaded(loaded))));
+    if vectors.layout() == Layout::Full {
+        graph.loaded.store(Some(Arc::new(Loaded(loaded))));
+    }
     graph.cover(nodes);
     Ok(graph)
 }

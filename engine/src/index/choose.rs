@@ -34,6 +34,8 @@ pub(super) struct Choice {
     pub(super) ids: Vec<u32>,
     pub(super) diverse: usize,
     passed_over: Vec<u32>,
+    /// Room for the codes of a candidate.
+    candidate: Vec<i8>,
     /// Codes of the chosen, side by side, and their measures.
     codes: Vec<i8>,
     measures: Vec<Measure>,
@@ -49,21 +51,19 @@ impl<'a> Scale<'a> {
     }
 
     #[inline]
-    fn row(&self, node: u32) -> Option<(Measure, &[i8])> {
-        let walked = self.walked.and_then(|graph| graph.block(node)).map(|block| block.own());
-        walked.or_else(|| self.vectors.row(node))
+    fn row<'r>(&'r self, node: u32, room: &'r mut Vec<i8>) -> Option<(Measure, &'r [i8])> {
+        let walked = self.walked.and_then(|graph| graph.block(node)).and_then(|block| block.own());
+        walked.or_else(|| self.vectors.row(node, room))
     }
 
     /// How close a node is to others, appended to `out`.
     pub(super) fn score(&self, node: u32, others: &[u32], out: &mut Vec<Scored>) {
-        let Some((measure, own)) = self.vectors.row(node) else { return };
+        let mut room = Vec::new();
+        let Some((measure, own)) = self.vectors.row(node, &mut room) else { return };
         others.iter().for_each(|id| self.vectors.prefetch(*id));
         for id in others {
-            if let Some((other, codes)) = self.vectors.row(*id) {
-                out.push((
-                    *id,
-                    self.vectors.closeness(self.kernels.dot_i8(own, codes), measure, other),
-                ));
+            if let Some((other, dot)) = self.vectors.product(own, *id, self.kernels) {
+                out.push((*id, self.vectors.closeness(dot, measure, other)));
             }
         }
     }
@@ -88,11 +88,12 @@ impl<'a> Scale<'a> {
         choice.passed_over.clear();
         choice.codes.clear();
         choice.measures.clear();
+        let mut room = std::mem::take(&mut choice.candidate);
         for (id, close) in candidates {
             if choice.ids.len() == DEGREE {
                 break;
             }
-            let Some(candidate) = self.row(*id) else {
+            let Some(candidate) = self.row(*id, &mut room) else {
                 continue;
             };
             if self.is_diverse(candidate, *close, choice) {
@@ -103,6 +104,7 @@ impl<'a> Scale<'a> {
                 choice.passed_over.push(*id);
             }
         }
+        choice.candidate = room;
         choice.diverse = choice.ids.len();
         let left = DEGREE - choice.ids.len();
         choice.ids.extend(choice.passed_over.iter().take(left));

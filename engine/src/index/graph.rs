@@ -3,7 +3,8 @@
 //! Invariants: nodes are the first `len()` vectors; a node's own block is published before another leads to it; what is below
 //! `covered()` can be reached. Must not know: how neighbours are chosen.
 
-use super::block::{Block, DEGREE, LINE, NONE, block_bytes, ids_of, own_bytes};
+use super::Layout;
+use super::block::{Block, DEGREE, Form, LINE, NONE, ids_of};
 use super::roots::Roots;
 use crate::sync::shim::{AtomicU32, Ordering};
 use crate::sync::{BlockStore, PinnedBlocks, Watermark};
@@ -19,6 +20,7 @@ pub(super) struct Loaded(pub(super) Vec<[[u8; 4]; DEGREE]>);
 #[derive(Debug)]
 pub(super) struct Graph {
     width: usize,
+    form: Form,
     pub(super) blocks: BlockStore,
     pub(super) roots: ArcSwap<Roots>,
     /// There until every loaded node has its block.
@@ -36,6 +38,7 @@ pub(super) struct Graph {
 /// The graph as it is at one moment. While it is held, no block in it is written again.
 pub(super) struct GraphView<'a> {
     width: usize,
+    form: Form,
     pub(super) blocks: PinnedBlocks<'a>,
     pub(super) roots: Guard<Arc<Roots>>,
     loaded: Guard<Option<Arc<Loaded>>>,
@@ -44,10 +47,12 @@ pub(super) struct GraphView<'a> {
 
 impl Graph {
     /// A graph without nodes over vectors of `width` codes.
-    pub(super) fn new(width: usize) -> Graph {
+    pub(super) fn new(width: usize, layout: Layout) -> Graph {
+        let form = Form::of(layout, width);
         Graph {
             width,
-            blocks: BlockStore::new(block_bytes(width)),
+            form,
+            blocks: BlockStore::new(form.bytes()),
             roots: ArcSwap::default(),
             loaded: ArcSwapOption::empty(),
             covered: Watermark::new(),
@@ -96,7 +101,14 @@ impl Graph {
         let covered = self.covered();
         let loaded = self.loaded.load();
         let blocks = self.blocks.pin();
-        GraphView { width: self.width, blocks, roots: self.roots.load(), loaded, covered }
+        GraphView {
+            width: self.width,
+            form: self.form,
+            blocks,
+            roots: self.roots.load(),
+            loaded,
+            covered,
+        }
     }
 }
 
@@ -112,13 +124,14 @@ impl GraphView<'_> {
     /// A node's block, if it has one.
     #[inline]
     pub(super) fn block(&self, node: u32) -> Option<Block<'_>> {
-        Some(Block::new(self.blocks.get(node)?, self.width))
+        Some(Block::new(self.blocks.get(node)?, self.form, self.width))
     }
 
     /// The blocks of the roots.
     pub(super) fn roots(&self) -> impl Iterator<Item = Block<'_>> {
-        let bytes = block_bytes(self.width);
-        self.roots.bytes.chunks_exact(bytes).map(|bytes| Block::new(bytes, self.width))
+        let form = Form::full(self.width);
+        let blocks = self.roots.bytes.chunks_exact(form.bytes());
+        blocks.map(move |bytes| Block::new(bytes, form, self.width))
     }
 
     /// The roots.
@@ -151,13 +164,13 @@ impl GraphView<'_> {
     /// Cache lines of a block.
     #[inline]
     pub(super) fn block_lines(&self) -> usize {
-        block_bytes(self.width) / LINE
+        self.form.bytes() / LINE
     }
 
     /// Cache lines at a block's start that hold its node's own codes.
     #[inline]
     pub(super) fn own_lines(&self) -> usize {
-        own_bytes(self.width) / LINE
+        self.form.own / LINE
     }
 
     /// Asks the processor for where a node's block is.

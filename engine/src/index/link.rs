@@ -36,6 +36,8 @@ pub(super) struct Linker {
 #[derive(Debug, Default)]
 struct Scratch {
     query: QueryCodes,
+    /// Room for the codes of the node.
+    room: Vec<i8>,
     trail: Trail,
     candidates: Vec<Scored>,
     choice: Choice,
@@ -182,7 +184,7 @@ impl Linker {
 
     /// Publishes the blocks of nodes that chose, as the next ones of the graph.
     pub(super) fn publish(&mut self, index: &VectorIndex, joined: &[Joined]) {
-        let pen = Pen { kernels: index.kernels, vectors: index.vectors.view() };
+        let pen = Pen::new(index.vectors.view(), index.kernels);
         for one in joined {
             let node = self.graph.len();
             self.in_degree.push(0);
@@ -207,7 +209,7 @@ impl Linker {
         let occlusions = std::mem::take(&mut self.occlusions);
         let changes = self.each(0..back.len(), threads, |scratch, at| {
             let known = occlusions[back[at].target as usize];
-            let pen = Pen { kernels: index.kernels, vectors };
+            let pen = Pen::new(vectors, index.kernels);
             link_one(&graph, pen, &back[at], known, scratch)
         });
         self.occlusions = occlusions;
@@ -232,7 +234,7 @@ impl Linker {
     /// Links nodes that nothing leads to from the closest of their own neighbours, in the place of a neighbour of that one
     /// that others lead to as well.
     pub(super) fn adopt(&mut self, index: &VectorIndex) {
-        let pen = Pen { kernels: index.kernels, vectors: index.vectors.view() };
+        let pen = Pen::new(index.vectors.view(), index.kernels);
         let mut orphans = std::mem::take(&mut self.orphans);
         orphans.sort_unstable();
         orphans.dedup();
@@ -258,7 +260,7 @@ impl Linker {
             let view = graph.view();
             scratch.find(&Walk { graph: &view, vectors, kernels: index.kernels }, orphan);
         }
-        let pen = Pen { kernels: index.kernels, vectors };
+        let pen = Pen::new(vectors, index.kernels);
         let live = scratch.candidates.iter().filter(|c| !vectors.dead.is_dead(c.0));
         let _ = live.into_iter().any(|parent| self.adopt_by(pen, parent.0, orphan));
         self.scratches.push(scratch);
@@ -297,7 +299,7 @@ impl Linker {
         threads: usize,
     ) {
         let graph = Arc::clone(&self.graph);
-        let pen = Pen { kernels: index.kernels, vectors: index.vectors.view() };
+        let pen = Pen::new(index.vectors.view(), index.kernels);
         let changes =
             self.each(nodes.start as usize..nodes.end as usize, threads, |scratch, node| {
                 repair.mend(&graph, pen, node as u32, &mut scratch.mend)
@@ -330,7 +332,8 @@ impl Linker {
         if vectors.dead.is_dead(node) || view.block(node).is_none() {
             return true;
         }
-        let Some((measure, codes)) = vectors.row(node) else { return true };
+        let mut room = Vec::new();
+        let Some((measure, codes)) = vectors.row(node, &mut room) else { return true };
         let mut scratch = self.scratches.pop().unwrap_or_default();
         scratch.query.set_coded(&vectors, (measure, codes), index.kernels);
         let walk = Walk { graph: &view, vectors, kernels: index.kernels };
@@ -353,7 +356,7 @@ impl Linker {
         let graph = Arc::clone(&self.graph);
         let Some(loaded) = graph.loaded.load_full() else { return graph.len() };
         let to = from.saturating_add(most).min(loaded.0.len() as u32);
-        let pen = Pen { kernels: index.kernels, vectors: index.vectors.view() };
+        let pen = Pen::new(index.vectors.view(), index.kernels);
         let known = self.each(from as usize..to as usize, threads, |scratch, node| {
             let ids: Vec<u32> = super::block::ids_of(&loaded.0[node]).collect();
             let node = node as u32;
@@ -384,7 +387,7 @@ impl Scratch {
     /// Makes what a walk to a node expands the candidates, best first.
     fn find(&mut self, walk: &Walk<'_>, node: u32) {
         self.candidates.clear();
-        let Some(own) = walk.vectors.row(node) else {
+        let Some(own) = walk.vectors.row(node, &mut self.room) else {
             return;
         };
         self.query.set_coded(&walk.vectors, own, walk.kernels);

@@ -39,6 +39,8 @@ pub(super) struct Neighbourhood {
     /// How close each is to the node.
     close: [f32; DEGREE],
     occlusions: Occlusions,
+    /// Room for the codes of the node, or of a newcomer.
+    room: Vec<i8>,
     /// Their codes, side by side, and their measures.
     codes: Vec<i8>,
     measures: Vec<Measure>,
@@ -57,12 +59,14 @@ impl Neighbourhood {
         self.codes.clear();
         self.measures.clear();
         for id in ids {
-            let (measure, codes) = scale.vectors.row(*id)?;
+            let (measure, codes) = scale.vectors.row(*id, &mut self.room)?;
             self.codes.extend_from_slice(codes);
             self.measures.push(measure);
         }
         self.ids = *ids;
-        self.close = self.closenesses(scale, scale.vectors.row(node)?);
+        let mut room = std::mem::take(&mut self.room);
+        self.close = self.closenesses(scale, scale.vectors.row(node, &mut room)?);
+        self.room = room;
         self.occlusions = known;
         for slot in (0..DEGREE).filter(|slot| known.0[*slot] == 0) {
             self.occlude(scale, slot);
@@ -124,14 +128,20 @@ impl Neighbourhood {
 
     /// Puts a vector in the place of the most occluded neighbour, unless it is itself more occluded, or there.
     pub(super) fn offer(&mut self, scale: &Scale<'_>, node: u32, id: u32) {
-        let (Some(own), Some(row)) = (scale.vectors.row(node), scale.vectors.row(id)) else {
-            return;
-        };
         if self.ids.contains(&id) {
             return;
         }
-        let dot = scale.kernels.dot_i8(own.1, row.1);
-        let new = (scale.vectors.closeness(dot, own.0, row.0), id);
+        let mut room = std::mem::take(&mut self.room);
+        if let Some(row) = scale.vectors.row(id, &mut room)
+            && let Some((own, dot)) = scale.vectors.product(row.1, node, scale.kernels)
+        {
+            self.offer_row(scale, (scale.vectors.closeness(dot, own, row.0), id), row);
+        }
+        self.room = room;
+    }
+
+    /// Offers a vector that is so close to the node.
+    fn offer_row(&mut self, scale: &Scale<'_>, new: (f32, u32), row: (Measure, &[i8])) {
         let between = self.closenesses(scale, row);
         let before = self.occlusions;
         let mut occluded = FIRST;

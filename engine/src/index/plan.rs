@@ -4,20 +4,34 @@
 //! scan. Must not know: how either is done.
 //!
 //! Deleted and unaccepted nodes are walked through but not returned, so if a share `f` of the nodes may be returned, a walk takes about
-//! `ef / 2f` steps. In units of one row that is scanned in its turn, a step costs `STEP_COST`, the scan of everything one a row and
-//! that of a set `MEMBER_COST` a member. The cheaper one runs. For a test, `f` comes from a sample of the vectors; for a set and
+//! `ef / 2f` steps. In units of one row that is scanned in its turn, a step costs so many ([`Costs`]), the scan of everything one a row and
+//! that of a set some a member. The cheaper one runs. For a test, `f` comes from a sample of the vectors; for a set and
 //! for deletes it is known. Where the accepted ones lie is not known: if far from the query, a walk has to go through all that are
 //! nearer. So it may cost as much as the scan, and then the scan follows.
 
-use super::VectorNo;
 use super::accept::Accept;
 use super::search::SearchParams;
 use super::vectors::VectorsView;
+use super::{Layout, VectorNo};
 
-/// Cost of a step, and of scoring a member of a set, whose row lies anywhere. Measured at 236,000 × 384 with AVX-512: a row 24 ns, a
-/// step 600, a member 30 to 45.
-const STEP_COST: usize = 25;
-const MEMBER_COST: f64 = 1.6;
+/// Cost of a step, and of scoring a member of a set, whose row lies anywhere.
+#[derive(Debug, Clone, Copy)]
+struct Costs {
+    step: usize,
+    member: f64,
+}
+
+impl Costs {
+    /// Measured at 236,000 × 384 with AVX-512. Full, on a Sapphire Rapids: a row 24 ns, a step 600, a member 30 to 45. Lean, on a
+    /// Zen 5: a row 8, a step 700.
+    fn of(layout: Layout) -> Costs {
+        match layout {
+            Layout::Full => Costs { step: 25, member: 1.6 },
+            Layout::Lean => Costs { step: 80, member: 3.0 },
+        }
+    }
+}
+
 /// Steps of a walk for each candidate that is to be kept: most that are made, where nothing is restricted, and about how many are.
 const STEPS_FOR_EF: usize = 4;
 const STEPS_USUAL: f64 = 0.5;
@@ -60,22 +74,28 @@ pub(super) fn plan(
     if params.exact || linked == 0 {
         return Plan::Scan;
     }
-    let (returnable, scan_cost) = returnable(vectors, nodes, accept);
+    let costs = Costs::of(vectors.layout());
+    let (returnable, scan_cost) = returnable(vectors, nodes, accept, costs);
     let share = (returnable / f64::from(linked)).min(1.0);
     let ef = params.ef.max(params.k);
     // Also false where the share is 0.
-    let walk_is_cheaper = ef as f64 * STEPS_USUAL / share * (STEP_COST as f64) < scan_cost as f64;
+    let walk_is_cheaper = ef as f64 * STEPS_USUAL / share * (costs.step as f64) < scan_cost as f64;
     if !walk_is_cheaper {
         return Plan::Scan;
     }
     let must_end = !matches!(accept, Accept::All) || share < ALMOST_ALL;
-    let steps = if must_end { scan_cost / STEP_COST } else { ef.saturating_mul(STEPS_FOR_EF) };
+    let steps = if must_end { scan_cost / costs.step } else { ef.saturating_mul(STEPS_FOR_EF) };
     Plan::Walk(Budget { steps, must_end })
 }
 
 /// How many of the first `nodes` vectors may be returned (estimated), and what scanning those
 /// vectors costs.
-fn returnable(vectors: &VectorsView<'_>, nodes: u32, accept: Accept<'_>) -> (f64, usize) {
+fn returnable(
+    vectors: &VectorsView<'_>,
+    nodes: u32,
+    accept: Accept<'_>,
+    costs: Costs,
+) -> (f64, usize) {
     let all = f64::from(vectors.len());
     let in_graph = f64::from(nodes) / all;
     match accept {
@@ -85,7 +105,7 @@ fn returnable(vectors: &VectorsView<'_>, nodes: u32, accept: Accept<'_>) -> (f64
         }
         Accept::Bits(bits) => {
             let members = f64::from(bits.count()) * in_graph;
-            (members, (members * MEMBER_COST) as usize + nodes as usize / 64)
+            (members, (members * costs.member) as usize + nodes as usize / 64)
         }
         Accept::Test(_) => {
             // Evenly spread, with an odd phase: sessions and roles come in runs and turns.

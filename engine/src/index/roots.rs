@@ -7,7 +7,7 @@
 //! hierarchy*, arXiv 2412.01940), as long as links lead everywhere. They do not from one tight cluster to another that is as far away
 //! as all others: each node's neighbours are in its own. So whether roots suffice is tried, and if not, they are doubled.
 
-use super::block::{DEGREE, Pen, block_bytes};
+use super::block::{DEGREE, Pen};
 use super::graph::Graph;
 use super::link::Linker;
 use super::{VectorIndex, VectorNo};
@@ -47,7 +47,8 @@ impl Default for Roots {
 impl Roots {
     /// These nodes as roots, chosen among the first `of`.
     pub(super) fn draw(pen: Pen<'_>, ids: &[u32], of: u32) -> Roots {
-        let block = block_bytes(pen.vectors.width());
+        let pen = pen.for_roots();
+        let block = pen.block_bytes();
         let mut bytes = vec![0; block * ids.len().div_ceil(DEGREE)];
         for (block, ids) in bytes.chunks_exact_mut(block).zip(ids.chunks(DEGREE)) {
             pen.draw(None, ids, block);
@@ -78,7 +79,7 @@ impl Roots {
                 }
             }
         }
-        let pen = Pen { kernels: index.kernels, vectors };
+        let pen = Pen::new(vectors, index.kernels);
         Roots { wanted, ..Roots::draw(pen, &ids, nodes) }
     }
 }

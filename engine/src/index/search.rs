@@ -7,11 +7,11 @@ use super::accept::Accept;
 use super::collector::Best;
 use super::graph::GraphView;
 use super::plan::{Plan, plan};
-use super::scan::scan;
+use super::scan::{Bounds, scan};
 use super::scratch::Scratch;
 use super::vectors::VectorsView;
 use super::walk::{Reach, Walk, Walked};
-use super::{Metric, RowSource, VectorIndex, VectorNo};
+use super::{Layout, Metric, RowSource, VectorIndex, VectorNo};
 use std::convert::Infallible;
 use std::fmt;
 
@@ -125,15 +125,20 @@ impl VectorIndex {
         }
         let range = (scan_from, vectors.len());
         let Scratch { query: codes, collector, .. } = &mut *scratch;
-        let scanned = scan(&vectors, codes, range, accept, self.kernels, collector);
+        let is_sure = params.exact || self.layout() == Layout::Full;
+        let bounds = if is_sure { Bounds::Sure } else { Bounds::Likely };
+        let scanned = scan(&vectors, codes, range, (accept, bounds), self.kernels, collector);
         let walked = graph_view.as_ref().map(|(view, _)| view).filter(|_| scan_from > 0);
         let Best { hits, reranked } = match walked {
-            Some(view) if self.vectors.metric() != Metric::L2 => {
-                self.finish_by_codes(view, &vectors, scratch)
-            }
+            Some(view) if self.is_refined() => self.finish_by_codes(view, &vectors, scratch),
             _ => self.finish_by_rows(query, &vectors, rows, scratch)?,
         };
         Ok(SearchResult { hits, path, scanned, visited, reranked })
+    }
+
+    /// Whether fine codes make a score as good as the f32 row does: for L2 they do not, as the difference of two large numbers.
+    fn is_refined(&self) -> bool {
+        self.layout() == Layout::Full && self.metric() != Metric::L2
     }
 
     /// The best of the candidates, scored by their f32 rows.
@@ -166,13 +171,11 @@ impl VectorIndex {
     ) -> Best {
         let Scratch { query, collector, .. } = scratch;
         // A walk has just read the codes in the block.
-        let own = |vector| {
-            let block = graph.block(vector).map(|block| block.own());
-            block.or_else(|| vectors.row(vector))
-        };
         let score = |vector| {
-            let score =
-                own(vector).and_then(|own| vectors.fine_score(query, vector, own, self.kernels));
+            let mut room = Vec::new();
+            let own = graph.block(vector).and_then(|block| block.own());
+            let own = own.or_else(|| vectors.row(vector, &mut room));
+            let score = own.and_then(|own| vectors.fine_score(query, vector, own, self.kernels));
             Ok(score.map_or(f32::NEG_INFINITY, |score| vectors.told(query, score)))
         };
         let told = |score| vectors.told(query, score);

@@ -8,10 +8,13 @@
 //! that need not be of unit length are brought near it, so that all that is computed within the index has about the same size.
 //! What the codes left over is kept as codes again, which nothing reads before the last few candidates are scored anew.
 
-use super::{Metric, VectorNo};
+use super::{Layout, Metric, VectorNo};
 use crate::sync::shim::{AtomicU32, Ordering};
 use crate::sync::{RowReader, RowStore, Tombstones};
-use flashbulb_kernels::{FINE_STEPS, Kernels, Rotation, SignTable};
+use flashbulb_kernels::{
+    FINE_STEPS, Kernels, NIBBLES_TOGETHER, Rotation, SignTable, as_bytes, as_codes, nibble_bytes,
+    pack_nibbles, unpack_nibbles,
+};
 use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -29,8 +32,19 @@ pub(super) const UNIT_HALF_SQUARE: f32 = 0.5;
 const ROTATION_ERROR: f32 = 4e-6;
 
 /// Codes of a vector of `dim` values.
-pub(super) fn width_of(dim: usize) -> usize {
-    dim.next_multiple_of(WIDTH_STEP).max(WIDTH_MIN)
+pub(super) fn width_of(dim: usize, layout: Layout) -> usize {
+    match layout {
+        Layout::Full => dim.next_multiple_of(WIDTH_STEP).max(WIDTH_MIN),
+        Layout::Lean => dim.next_multiple_of(NIBBLES_TOGETHER),
+    }
+}
+
+/// Bytes of a vector's codes, and of its fine codes.
+pub(super) fn code_bytes(width: usize, layout: Layout) -> (usize, usize) {
+    match layout {
+        Layout::Full => (width, width),
+        Layout::Lean => (nibble_bytes(width), 0),
+    }
 }
 
 /// The rotation of vectors with so many codes: one for all indexes.
@@ -61,6 +75,7 @@ pub(super) struct Measure {
 pub(super) struct Vectors {
     dim: usize,
     metric: Metric,
+    layout: Layout,
     /// What vectors are multiplied with before all else. The first that is not zero decides: its writer is the writer of vectors, and
     /// whoever sees a vector's measure sees it.
     factor: OnceLock<f32>,
@@ -68,7 +83,9 @@ pub(super) struct Vectors {
     /// was the largest once will do. No model: a number that grows.
     longest: AtomicU32,
     rotation: Arc<Rotation>,
+    /// Codes as they are kept: of eight bits, or two in a byte.
     codes: RowStore<i8>,
+    /// Empty where codes are of four bits.
     fine: RowStore<i8>,
     /// Pushed last: its length is the length of the index.
     measures: RowStore<Measure>,
@@ -79,6 +96,7 @@ pub(super) struct Vectors {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct VectorsView<'a> {
     metric: Metric,
+    layout: Layout,
     factor: f32,
     /// Half of the largest squared length.
     longest: f32,
@@ -94,9 +112,10 @@ struct Pushed {
     rotated: Vec<f32>,
     codes: Vec<i8>,
     fine: Vec<i8>,
+    packed: Vec<u8>,
 }
 
-/// A vector's codes as they are kept.
+/// A vector's codes as they are kept; no fine ones where codes are of four bits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Codes<'a> {
     pub(super) codes: &'a [i8],
@@ -105,20 +124,21 @@ pub(super) struct Codes<'a> {
 
 thread_local! {
     /// The vector being pushed and its codes, so that a push allocates nothing of its own.
-    static PUSHED: RefCell<Pushed> = const { RefCell::new(Pushed { rotated: Vec::new(), codes: Vec::new(), fine: Vec::new() }) };
+    static PUSHED: RefCell<Pushed> = const { RefCell::new(Pushed { rotated: Vec::new(), codes: Vec::new(), fine: Vec::new(), packed: Vec::new() }) };
 }
 
 impl Vectors {
-    pub(super) fn new(dim: usize, metric: Metric) -> Vectors {
+    pub(super) fn new(dim: usize, metric: Metric, layout: Layout) -> Vectors {
         assert!(dim > 0, "a vector has at least one value");
-        let width = width_of(dim);
+        let width = width_of(dim, layout);
         Vectors {
             dim,
             metric,
+            layout,
             factor: OnceLock::new(),
             longest: AtomicU32::new(0),
             rotation: rotation_of(width),
-            codes: RowStore::new(width),
+            codes: RowStore::new(code_bytes(width, layout).0),
             fine: RowStore::new(width),
             measures: RowStore::new(1),
             dead: Tombstones::new(),
@@ -146,6 +166,10 @@ impl Vectors {
         self.metric
     }
 
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// What vectors are multiplied with.
     pub(super) fn factor(&self) -> f32 {
         self.factor.get().copied().unwrap_or(1.0)
@@ -166,14 +190,27 @@ impl Vectors {
             self.set_factor(factor);
         }
         let factor = self.factor();
-        PUSHED.with_borrow_mut(|Pushed { rotated, codes, fine }| {
+        PUSHED.with_borrow_mut(|Pushed { rotated, codes, fine, packed }| {
             rotate(&self.rotation, vector, factor, kernels, rotated);
             codes.clear();
             codes.resize(rotated.len(), 0);
-            let params = kernels.quantize_i8(rotated, codes);
             fine.clear();
-            fine.resize(rotated.len(), 0);
-            kernels.quantize_fine(rotated, codes, params.scale, fine);
+            let params = match self.layout {
+                Layout::Full => {
+                    let params = kernels.quantize_i8(rotated, codes);
+                    fine.resize(rotated.len(), 0);
+                    kernels.quantize_fine(rotated, codes, params.scale, fine);
+                    params
+                }
+                Layout::Lean => {
+                    let params = kernels.quantize_i4(rotated, codes);
+                    packed.resize(nibble_bytes(codes.len()), 0);
+                    pack_nibbles(codes, packed);
+                    codes.clear();
+                    codes.extend_from_slice(as_codes(packed));
+                    params
+                }
+            };
             let norm = length * factor;
             // The last is what a half of the squared length may be off by.
             let error = up(params.error_norm + norm * (ROTATION_ERROR + 4.0 * f32::EPSILON));
@@ -190,7 +227,9 @@ impl Vectors {
     pub(super) fn push_codes(&self, codes: Codes<'_>, measure: Measure) -> VectorNo {
         // Bits of numbers above zero have their order.
         self.longest.fetch_max(measure.half_square.max(0.0).to_bits(), Ordering::Relaxed);
-        self.fine.push(codes.fine);
+        if self.layout == Layout::Full {
+            self.fine.push(codes.fine);
+        }
         self.codes.push(codes.codes);
         // Before the vector can be seen, so that whoever sees it can kill it.
         self.dead.grow(self.codes.len());
@@ -202,6 +241,7 @@ impl Vectors {
         let measures = self.measures.reader();
         VectorsView {
             metric: self.metric,
+            layout: self.layout,
             factor: self.factor(),
             longest: f32::from_bits(self.longest.load(Ordering::Relaxed)),
             rotation: &self.rotation,
@@ -216,7 +256,11 @@ impl Vectors {
 impl VectorsView<'_> {
     /// Codes of a vector.
     pub(super) fn width(&self) -> usize {
-        self.codes.width()
+        self.rotation.dim()
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
     }
 
     pub(super) fn len(&self) -> u32 {
@@ -229,10 +273,46 @@ impl VectorsView<'_> {
         self.measures.row(vector)?.first().copied()
     }
 
-    /// A vector's measure and codes.
+    /// A vector's measure and codes, which are unpacked into `room` where they are kept packed.
     #[inline]
-    pub(super) fn row(&self, vector: u32) -> Option<(Measure, &[i8])> {
-        Some((self.measure(vector)?, self.codes.row(vector)?))
+    pub(super) fn row<'r>(
+        &'r self,
+        vector: u32,
+        room: &'r mut Vec<i8>,
+    ) -> Option<(Measure, &'r [i8])> {
+        let (measure, codes) = (self.measure(vector)?, self.codes.row(vector)?);
+        match self.layout {
+            Layout::Full => Some((measure, codes)),
+            Layout::Lean => {
+                room.clear();
+                unpack_nibbles(as_bytes(codes), room);
+                Some((measure, room))
+            }
+        }
+    }
+
+    /// A vector's measure, and the product of its codes with others of eight bits.
+    #[inline]
+    pub(super) fn product(
+        &self,
+        codes: &[i8],
+        vector: u32,
+        kernels: Kernels,
+    ) -> Option<(Measure, i32)> {
+        let (measure, own) = (self.measure(vector)?, self.codes.row(vector)?);
+        let dot = match self.layout {
+            Layout::Full => kernels.dot_i8(codes, own),
+            Layout::Lean => kernels.dot_i4(codes, as_bytes(own)),
+        };
+        Some((measure, dot))
+    }
+
+    /// The products of codes with each of consecutive rows as they are kept.
+    pub(super) fn products(&self, codes: &[i8], rows: &[i8], kernels: Kernels, out: &mut [i32]) {
+        match self.layout {
+            Layout::Full => kernels.dot_i8_rows(codes, rows, out),
+            Layout::Lean => kernels.dot_i4_rows(codes, as_bytes(rows), out),
+        }
     }
 
     /// What is added to the product with a query to make a score.

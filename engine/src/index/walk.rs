@@ -11,7 +11,7 @@
 use super::block::{Block, DEGREE, NONE, ids_of};
 use super::graph::GraphView;
 use super::pool::{Pool, Visited};
-use super::vectors::{Measure, QueryCodes, VectorsView};
+use super::vectors::{QueryCodes, VectorsView};
 use flashbulb_kernels::Kernels;
 
 /// Everything a walk reads.
@@ -223,18 +223,21 @@ fn deviation(half_distance: f32, query: &QueryCodes) -> f32 {
 }
 
 impl Walk<'_> {
-    /// The query's score with a node, by its codes.
+    /// The query's score with a node, by the codes in its block or by its row; `None` if it has neither.
     #[inline]
-    fn score(&self, query: &QueryCodes, node: u32, (measure, codes): (Measure, &[i8])) -> Scored {
-        let dot = self.kernels.dot_i8(&query.codes, codes);
+    fn score(&self, query: &QueryCodes, node: u32, block: Option<Block<'_>>) -> Option<Scored> {
+        let (measure, dot) = match block.and_then(|block| block.own()) {
+            Some((measure, codes)) => (measure, self.kernels.dot_i8(&query.codes, codes)),
+            None => self.vectors.product(&query.codes, node, self.kernels)?,
+        };
         let score = query.score(&self.vectors, measure, dot);
-        Scored {
+        Some(Scored {
             node,
             score,
             half_distance: query.half_distance(score),
             slack: query.likely_slack(measure),
             returnable: false,
-        }
+        })
     }
 
     /// Walks until all candidates are expanded, or those that are left are too far below what was found and may be returned.
@@ -265,11 +268,9 @@ impl Walk<'_> {
             self.look_ahead(trail, &mut ahead);
             self.fetch(&mut ahead, FETCH_LINES);
             let block = self.graph.block(node);
-            let own = block.map(|block| block.own());
-            let Some(own) = own.or_else(|| self.vectors.row(node)) else {
+            let Some(mut scored) = self.score(query, node, block) else {
                 continue;
             };
-            let mut scored = self.score(query, node, own);
             self.fetch(&mut ahead, FETCH_LINES);
             scored.returnable = returnable(node);
             trail.scored.push(scored);
@@ -280,11 +281,16 @@ impl Walk<'_> {
             if trail.scored.len() >= EARLY_STEPS && trail.best.len() == reach.rank {
                 trail.early.end = None;
             }
-            if let Some(block) = block {
-                let least = ends.scores.max(trail.early.least(query));
-                self.estimate(query, block, score, least, trail);
-            } else if let Some(ids) = self.graph.loaded(node) {
-                self.score_all(query, ids, trail);
+            let least = ends.scores.max(trail.early.least(query));
+            match block {
+                Some(block) if block.has_sketch() => {
+                    self.estimate(query, block, score, least, trail);
+                }
+                Some(block) => self.score_all(query, block.ids, least, trail),
+                None => {
+                    let ids = self.graph.loaded(node);
+                    ids.into_iter().for_each(|ids| self.score_all(query, ids, least, trail));
+                }
             }
             self.look_ahead(trail, &mut ahead);
             self.fetch(&mut ahead, usize::MAX);
@@ -357,9 +363,7 @@ impl Walk<'_> {
             self.graph.prefetch(node, 0..self.graph.own_lines());
         }
         for node in rest {
-            let block = self.graph.block(node).map(|block| block.own());
-            if let Some(own) = block.or_else(|| self.vectors.row(node)) {
-                let scored = self.score(query, node, own);
+            if let Some(scored) = self.score(query, node, self.graph.block(node)) {
                 trail.scored.push(Scored { returnable: returnable(node), ..scored });
             }
         }
@@ -414,8 +418,8 @@ impl Walk<'_> {
         estimates: &mut [f32; DEGREE],
     ) -> u32 {
         // Around the origin, which is not lifted, the base is nothing.
-        let own = block.own().0;
-        let product = if own.scale > 0.0 { base - height * self.vectors.height(own) } else { base };
+        let lifted = block.own().filter(|own| own.0.scale > 0.0);
+        let product = lifted.map_or(base, |own| base - height * self.vectors.height(own.0));
         let all = f32::NEG_INFINITY;
         let present = self.kernels.estimate(&query.table, block.sketch, product, all, estimates);
         let mut above = 0;
@@ -430,14 +434,23 @@ impl Walk<'_> {
         above
     }
 
-    /// Offers neighbours that have no sketch yet by their exact scores.
-    fn score_all(&self, query: &QueryCodes, ids: &[[u8; 4]; DEGREE], trail: &mut Trail) {
-        ids_of(ids).for_each(|id| self.vectors.prefetch(id));
+    /// Offers neighbours that have no sketch by their own scores, those that exceed `least`.
+    fn score_all(&self, query: &QueryCodes, ids: &[[u8; 4]], least: f32, trail: &mut Trail) {
+        let mut new = [NONE; DEGREE];
+        let mut n = 0;
         for id in ids_of(ids) {
-            if trail.visited.see(id)
-                && let Some(own) = self.vectors.row(id)
+            if trail.visited.see(id) {
+                self.vectors.prefetch(id);
+                new[n] = id;
+                n += 1;
+            }
+        }
+        for id in &new[..n] {
+            if let Some(scored) = self.score(query, *id, None)
+                && scored.score > least
             {
-                trail.pool.offer(id, self.score(query, id, own).score);
+                trail.pool.offer(*id, scored.score);
+                trail.early.take(scored.score);
             }
         }
     }

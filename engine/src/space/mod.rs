@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::clock::Clock;
 use crate::error::Error;
-use crate::index::{VectorIndex, VectorNo};
+use crate::index::{Layout, Metric, VectorIndex, VectorNo};
 use crate::op::{NewRecord, Rows};
 use crate::parts::{Head, Loc, Parts};
 use crate::record::RecordRef;
@@ -166,13 +166,18 @@ pub(crate) struct Placed<'a> {
 }
 
 impl Space {
-    pub(crate) fn new(id: SpaceId, name: SpaceName, dim: usize, kernels: Kernels) -> Space {
+    pub(crate) fn new(
+        id: SpaceId,
+        name: SpaceName,
+        (dim, layout): (usize, Layout),
+        kernels: Kernels,
+    ) -> Space {
         Space {
             id,
             name,
             records: AppendVec::new(),
             vectors: AppendVec::new(),
-            index: VectorIndex::new(dim, kernels),
+            index: VectorIndex::with_layout(dim, Metric::Cosine, layout, kernels),
             symbols: AppendVec::new(),
             writer: Mutex::new(Writer::default()),
             last_seq: AtomicU64::new(0),

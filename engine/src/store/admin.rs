@@ -10,7 +10,7 @@ use super::upkeep::graph;
 use super::{Access, ScrubStatus, Store, recover};
 use crate::disk::{Disk, create_dir_durably, sync_above, write_all_at};
 use crate::error::Error;
-use crate::index::VectorNo;
+use crate::index::{Layout, VectorNo};
 use crate::manifest::{GraphEntry, Manifest};
 use crate::record::RecordRef;
 use crate::segment::{self, Segment};
@@ -53,6 +53,8 @@ pub struct StoreStatus {
     pub read_only: bool,
     /// Instruction set of the distance kernels.
     pub simd: String,
+    /// How the index keeps vectors and links: `full`, for speed, or `lean`, for little memory.
+    pub layout: Layout,
     /// Spaces there are.
     pub spaces: u64,
     /// Live memories.
@@ -153,6 +155,7 @@ impl Store {
             durability: self.options.durability,
             read_only: self.access == Access::Read,
             simd: self.kernels.level().to_string(),
+            layout: self.options.layout,
             spaces: spaces().count() as u64,
             memories: spaces().map(|e| e.value().live()).sum(),
             pending: spaces().map(|e| e.value().pending_len()).sum(),

@@ -20,7 +20,7 @@ use super::{Access, SCRATCH_KEPT, Store, restart, write};
 use crate::clock::Clock;
 use crate::disk::{Disk, Lock, sync_above};
 use crate::error::Error;
-use crate::index::VectorIndex;
+use crate::index::{Layout, VectorIndex};
 use crate::manifest::{self, Manifest};
 use crate::op::Op;
 use crate::parts::{Head, Loc, Parts};
@@ -96,6 +96,7 @@ struct Loading {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     dim: usize,
+    layout: Layout,
     kernels: Kernels,
     spaces: BTreeMap<SpaceId, Arc<Space>>,
     tombstones: Vec<Tombstone>,
@@ -123,6 +124,7 @@ pub(super) fn recover(
         disk: Arc::clone(&disk),
         dir: dir.into(),
         dim: options.dim,
+        layout: options.layout,
         kernels: Kernels::detect(),
         spaces: BTreeMap::new(),
         tombstones: Vec::new(),
@@ -272,6 +274,10 @@ fn check_model(manifest: &Manifest, options: &StoreOptions) -> Result<(), Error>
 }
 
 impl Loading {
+    fn new_space(&self, id: SpaceId, name: SpaceName) -> Space {
+        Space::new(id, name, (self.dim, self.layout), self.kernels)
+    }
+
     /// Opens what the manifest names, rebuilds the spaces from it, and reads the log behind it.
     fn load_sealed(
         &mut self,
@@ -281,7 +287,7 @@ impl Loading {
     ) -> Result<(Vec<Arc<Segment>>, Scan), Error> {
         for s in &manifest.spaces {
             let name = SpaceName::parse(&s.name)?;
-            let space = Space::new(SpaceId(s.id), name, self.dim, self.kernels);
+            let space = self.new_space(SpaceId(s.id), name);
             space.raise_seq(Seq(s.last_seq));
             self.spaces.insert(SpaceId(s.id), Arc::new(space));
         }
@@ -299,9 +305,10 @@ impl Loading {
         self.report.segments = segments.len() as u64;
         // Graphs and log are most of the bytes and need nothing of the rest, so they are read beside it.
         let (spaces, mut graphs, scan) = std::thread::scope(|scope| {
-            let (disk, dir, dim, kernels) = (&*self.disk, &*self.dir, self.dim, self.kernels);
+            let (disk, dir, kernels) = (&*self.disk, &*self.dir, self.kernels);
+            let kind = (self.dim, self.layout);
             let beside = scope.spawn(move || {
-                let load = |entry| graph::load(disk, dir, entry, dim, kernels);
+                let load = |entry| graph::load_as(disk, dir, entry, kind, kernels);
                 let loaded = manifest.graphs.iter().map(|g| (SpaceId(g.space), load(g)));
                 (loaded.collect::<Graphs>(), scan_log(disk, dir, manifest, wals, access))
             });
@@ -345,7 +352,7 @@ impl Loading {
             // Memories of a dropped space wait in their segment for the next compaction.
             let Some(empty) = self.spaces.get(&id) else { continue };
             entries.sort_by_key(|(e, _)| e.seq);
-            let space = Space::new(id, empty.name.clone(), self.dim, self.kernels);
+            let space = self.new_space(id, empty.name.clone());
             let mut writer = space.writer.lock();
             space.reserve(&mut writer, entries.len());
             for (entry, at) in &entries {
@@ -417,7 +424,8 @@ impl Loading {
         match op {
             Op::Create { space, name } => {
                 let Ok(name) = SpaceName::parse(&name) else { return Ok(false) };
-                let new = || Arc::new(Space::new(space, name, self.dim, self.kernels));
+                let kind = (self.dim, self.layout);
+                let new = || Arc::new(Space::new(space, name, kind, self.kernels));
                 self.spaces.entry(space).or_insert_with(new);
             }
             Op::Write { space, last_seq, removed, added } => {

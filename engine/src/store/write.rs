@@ -103,7 +103,12 @@ impl Store {
                 continue;
             }
             let id = SpaceId(self.spaces_made.load(Ordering::Acquire));
-            let space = Arc::new(Space::new(id, name.clone(), self.dim(), self.kernels));
+            let space = Arc::new(Space::new(
+                id,
+                name.clone(),
+                (self.dim(), self.options.layout),
+                self.kernels,
+            ));
             let create = Op::Create { space: id, name: name.to_string() };
             break self.add_in(&space, space.writer.lock(), &items, on_conflict, Some(create))?;
         };

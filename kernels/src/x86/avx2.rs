@@ -15,14 +15,15 @@ use std::arch::x86_64::{
     _mm256_cvtps_epi32, _mm256_cvtps_pd, _mm256_cvttps_epi32, _mm256_extractf128_pd,
     _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_pd, _mm256_fmadd_ps,
     _mm256_fnmadd_pd, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_max_epu32, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps,
-    _mm256_packs_epi16, _mm256_packs_epi32, _mm256_packus_epi16, _mm256_permutevar8x32_epi32,
-    _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_pd, _mm256_set1_ps, _mm256_setr_epi32,
-    _mm256_setzero_pd, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_shuffle_epi8,
-    _mm256_slli_epi16, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi16,
-    _mm256_sub_ps,
+    _mm256_maddubs_epi16, _mm256_max_epu32, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps,
+    _mm256_mul_ps, _mm256_packs_epi16, _mm256_packs_epi32, _mm256_packus_epi16,
+    _mm256_permutevar8x32_epi32, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_pd, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_pd, _mm256_setzero_ps,
+    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16,
+    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi16, _mm256_sub_ps,
 };
 
+use crate::nibbles::{self, HALF};
 use crate::scalar::{self, Step};
 use crate::signs::{self, GROUP, GROUP_BYTES, GROUPS_IN_U16};
 use crate::sketch::{self, Coded, Sums};
@@ -411,4 +412,34 @@ pub(crate) fn encode_fine(src: &[f32], codes: &[i8], step: f32, fine: &mut [i8])
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn dot_fine(query: &[f32], codes: &[i8], fine: &[i8]) -> f32 {
     scalar::dot_fine(query, codes, fine)
+}
+
+/// Halves of bytes are at most 15, so a pair of products stays far inside i16, and so do the four that are added up.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn dot_i4(query: &[i8], packed: &[u8]) -> i32 {
+    let (mask, offset) = (_mm256_set1_epi8(0x0f), _mm256_set1_epi8(nibbles::OFFSET));
+    let mut sum = _mm256_setzero_si256();
+    let groups = query.as_chunks::<HALF>().0.as_chunks::<2>().0.iter();
+    for ([low, high], bytes) in groups.zip(crate::as_codes(packed).as_chunks::<HALF>().0) {
+        let mut pairs = _mm256_setzero_si256();
+        let quarters = low.as_chunks().0.iter().zip(high.as_chunks().0);
+        for ((low, high), bytes) in quarters.zip(bytes.as_chunks().0) {
+            let (low, high, bytes) = (load_bytes(low), load_bytes(high), load_bytes(bytes));
+            let uppers = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask);
+            for (half, query) in [(_mm256_and_si256(bytes, mask), low), (uppers, high)] {
+                let products = _mm256_maddubs_epi16(half, query);
+                let moved = _mm256_maddubs_epi16(offset, query);
+                pairs = _mm256_add_epi16(pairs, _mm256_sub_epi16(products, moved));
+            }
+        }
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    sum_i32(sum)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_bytes(source: &[i8; 32]) -> __m256i {
+    // SAFETY: the array holds the 32 bytes read; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(source.as_ptr().cast::<__m256i>()) }
 }

@@ -22,10 +22,12 @@ use std::arch::x86_64::{
     _mm512_reduce_add_ps, _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32,
     _mm512_set1_pd, _mm512_set1_ps, _mm512_setzero_pd, _mm512_setzero_ps, _mm512_setzero_si512,
     _mm512_shuffle_epi8, _mm512_shuffle_f32x4, _mm512_slli_epi16, _mm512_srli_epi16,
-    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_ps, _mm512_xor_si512,
+    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_epi32, _mm512_sub_ps,
+    _mm512_xor_si512,
 };
 
 pub(crate) use super::avx512_prepare::{rotate, sign_magnitudes, sign_table};
+use crate::nibbles::{self, HALF};
 use crate::scalar::{self, Step};
 use crate::signs::{GROUP_BYTES, GROUPS_IN_U16};
 use crate::sketch::{self, Coded, LANES, SIGNS_OF_LANES, Sums};
@@ -433,4 +435,24 @@ pub(crate) fn dot_fine(query: &[f32], codes: &[i8], fine: &[i8]) -> f32 {
         sums[at % 2] = _mm512_fmadd_ps(query, _mm512_cvtepi32_ps(value), sums[at % 2]);
     }
     _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))
+}
+
+/// Halves of bytes are numbers from 0 to 15, the unsigned side of `vpdpbusd`; what they were moved up by is taken off again.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+pub(crate) fn dot_i4(query: &[i8], packed: &[u8]) -> i32 {
+    let (mut sum, mut moved) = ([_mm512_setzero_si512(); 2], [_mm512_setzero_si512(); 2]);
+    let (mask, offset) = (_mm512_set1_epi8(0x0f), _mm512_set1_epi8(nibbles::OFFSET));
+    let groups = query.as_chunks::<HALF>().0.as_chunks::<2>().0.iter();
+    for (query, bytes) in groups.zip(crate::as_codes(packed).as_chunks::<HALF>().0) {
+        let (query, bytes) = ([load_i8(&query[0]), load_i8(&query[1])], load_i8(bytes));
+        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask);
+        let halves = [_mm512_and_si512(bytes, mask), high];
+        for at in 0..2 {
+            sum[at] = _mm512_dpbusd_epi32(sum[at], halves[at], query[at]);
+            moved[at] = _mm512_dpbusd_epi32(moved[at], offset, query[at]);
+        }
+    }
+    let sum = _mm512_add_epi32(sum[0], sum[1]);
+    let moved = _mm512_add_epi32(moved[0], moved[1]);
+    _mm512_reduce_add_epi32(_mm512_sub_epi32(sum, moved))
 }

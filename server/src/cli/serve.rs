@@ -11,6 +11,7 @@ use crate::daemon::{self, ServeError, ServeOptions, logging};
 use crate::provision::{self, Build};
 use crate::service::Threads;
 use flashbulb_engine::Durability;
+use flashbulb_engine::index::Layout;
 
 /// `flashbulb serve`: returns when the daemon was told to stop.
 pub fn serve(context: &Context, args: &args::Serve) -> Result<Exit, CliError> {
@@ -40,6 +41,10 @@ pub fn serve(context: &Context, args: &args::Serve) -> Result<Exit, CliError> {
         args::DurabilityArg::Sync => Durability::Sync,
         args::DurabilityArg::Buffered => Durability::Buffered,
         args::DurabilityArg::Manual => Durability::Manual,
+    };
+    options.layout = match args.layout {
+        args::LayoutArg::Full => Layout::Full,
+        args::LayoutArg::Lean => Layout::Lean,
     };
     options.read_only = args.read_only;
     if let Some(threads) = args.query_threads {

@@ -15,6 +15,7 @@ use crate::rpc::Limits;
 use crate::service::lanes::idle;
 use crate::service::{Cause, OpenError, Place, Service, Threads};
 use connection::Connections;
+use flashbulb_engine::index::Layout;
 use flashbulb_engine::{Durability, Error, Store, StoreOptions};
 use rustix::fs::Mode;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -66,6 +67,8 @@ pub struct ServeOptions {
     pub slow_ms: u64,
     /// When writes are answered.
     pub durability: Durability,
+    /// How vectors and links are kept in memory.
+    pub layout: Layout,
     /// Whether the store is only read.
     pub read_only: bool,
 }
@@ -87,6 +90,7 @@ impl ServeOptions {
             threads: Threads::default(),
             slow_ms: SLOW_MS,
             durability: Durability::Sync,
+            layout: Layout::Full,
             read_only: false,
         }
     }
@@ -183,6 +187,7 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tracing::info!(took_ms = millis(begun), fingerprint = embedder.fingerprint(), "model ready");
     let mut store_options = StoreOptions::new(embedder.dim(), embedder.fingerprint());
     store_options.durability = options.durability;
+    store_options.layout = options.layout;
     let open = if options.read_only { Store::open_read_only } else { Store::open };
     let store = std::thread::scope(|scope| {
         // A large store takes longer than the sessions that are wanted after it, and needs both cores for most of it.

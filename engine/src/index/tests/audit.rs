@@ -1,6 +1,6 @@
 //! Graphs as the index builds them, and graphs with one thing wrong.
 
-use super::super::block::{IDS_BYTES, Pen, block_bytes};
+use super::super::block::{IDS_BYTES, Pen};
 use super::super::graph::Graph;
 use super::super::link::Linker;
 use super::super::roots::Roots;
@@ -12,8 +12,8 @@ use std::sync::Arc;
 /// An index of 8 vectors with a graph of as many nodes as there are lists, whose walks begin at `root`.
 fn with(root: u32, lists: &[&[u32]]) -> VectorIndex {
     let index = Rows::clustered(8, 8, 1).index();
-    let graph = Graph::new(index.vectors.width());
-    let pen = Pen { kernels: index.kernels, vectors: index.vectors.view() };
+    let graph = Graph::new(index.vectors.width(), index.layout());
+    let pen = Pen::new(index.vectors.view(), index.kernels);
     for (node, links) in (0..).zip(lists) {
         let mut slot = graph.blocks.reserve();
         pen.draw(Some(node), links, slot.bytes_mut());
@@ -23,7 +23,8 @@ fn with(root: u32, lists: &[&[u32]]) -> VectorIndex {
         }
         graph.blocks.push(slot);
     }
-    let mut bytes = vec![0; block_bytes(index.vectors.width())];
+    let pen = pen.for_roots();
+    let mut bytes = vec![0; pen.block_bytes()];
     pen.draw(None, &[root], &mut bytes);
     put_id(&mut bytes, 0, root);
     graph.roots.store(Arc::new(Roots { bytes, count: 1, of: 8, ..Roots::default() }));

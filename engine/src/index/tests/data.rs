@@ -2,7 +2,9 @@
 //!
 //! Invariant: one seed gives one set of vectors on every machine. Must not know: the index.
 
-use super::super::{Accept, RowSource, Scratch, SearchParams, SearchResult, VectorIndex, VectorNo};
+use super::super::{
+    Accept, Layout, Metric, RowSource, Scratch, SearchParams, SearchResult, VectorIndex, VectorNo,
+};
 use flashbulb_kernels::Kernels;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -110,7 +112,12 @@ impl Rows {
 
     /// An index of all rows.
     pub(super) fn index(&self) -> VectorIndex {
-        let index = VectorIndex::new(self.dim, Kernels::detect());
+        self.index_as(Layout::Full)
+    }
+
+    /// An index of all rows, kept like this.
+    pub(super) fn index_as(&self, layout: Layout) -> VectorIndex {
+        let index = VectorIndex::with_layout(self.dim, Metric::Cosine, layout, Kernels::detect());
         for (n, row) in (0u32..).zip(self.iter()) {
             assert_eq!(index.push(row), VectorNo(n));
         }

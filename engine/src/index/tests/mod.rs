@@ -9,6 +9,7 @@ mod concurrent;
 mod data;
 mod deletes;
 mod filters;
+mod lean;
 mod metrics;
 mod occlusion;
 mod persistence;

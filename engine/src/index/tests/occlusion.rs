@@ -39,7 +39,7 @@ fn the_most_occluded_goes_and_what_is_known_stays_true() {
         (0..n).for_each(|at| {
             index.push(rows.row(VectorNo(at as u32)));
         });
-        let scale = Scale::of(Pen { kernels: index.kernels, vectors: index.vectors.view() });
+        let scale = Scale::of(Pen::new(index.vectors.view(), index.kernels));
         let mut rng = Rng(seed);
         let (mut kept, mut fresh) = (Neighbourhood::default(), Neighbourhood::default());
         let mut ids: [u32; DEGREE] = std::array::from_fn(|at| at as u32 + 1);
@@ -79,7 +79,7 @@ fn copies_are_occluded_most() {
     order.for_each(|row| {
         index.push(row);
     });
-    let scale = Scale::of(Pen { kernels: index.kernels, vectors: index.vectors.view() });
+    let scale = Scale::of(Pen::new(index.vectors.view(), index.kernels));
     let mut neighbourhood = Neighbourhood::default();
     let ids: [u32; DEGREE] = std::array::from_fn(|at| at as u32 + 1);
     neighbourhood.read(&scale, 0, &ids, Occlusions::default()).unwrap();

@@ -12,7 +12,7 @@ use flashbulb_kernels::Kernels;
 use crate::codec::Reader;
 use crate::disk::{Disk, write_durably};
 use crate::error::Error;
-use crate::index::VectorIndex;
+use crate::index::{Layout, VectorIndex};
 use crate::manifest::GraphEntry;
 use crate::pace::{Pace, Paced};
 use crate::space::Space;
@@ -58,6 +58,22 @@ pub(super) fn save(
     write_durably(disk, dir, &name, &out, pace)
         .map_err(|(_, e)| Error::io("write", dir.join(&name))(e))?;
     Ok((out.len() as u64, vectors))
+}
+
+/// As [`load`], of this layout.
+pub(in crate::store) fn load_as(
+    disk: &dyn Disk,
+    dir: &Path,
+    entry: &GraphEntry,
+    (dim, layout): (usize, Layout),
+    kernels: Kernels,
+) -> Result<(VectorIndex, Vec<Seq>), String> {
+    let (index, seqs) = load(disk, dir, entry, dim, kernels)?;
+    if index.layout() != layout {
+        let (file, has) = (file_name(entry.number), index.layout());
+        return Err(format!("{file} has the layout {has} and not {layout}; it is built anew"));
+    }
+    Ok((index, seqs))
 }
 
 /// Reads a graph and the memory of each of its vectors; the reason if it cannot be used.
