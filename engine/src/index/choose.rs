@@ -2,8 +2,8 @@
 //!
 //! Invariant: the same candidates give the same choice. Must not know: blocks, searches.
 //!
-//! A candidate is taken unless it is much closer to one taken before than to the node, so that links lead in different directions
-//! (RobustPrune of Subramanya et al., *DiskANN*, NeurIPS 2019). Slots that are left go to the closest of the others, since a block's
+//! A candidate is taken unless it is much closer to one that is closer to the node than to the node, so that links lead in different
+//! directions (RobustPrune of Subramanya et al., *DiskANN*, NeurIPS 2019). Slots that are left go to the closest of the others, since a block's
 //! 32 slots cost the same filled or empty (Gou et al., *SymphonyQG*, SIGMOD 2025).
 
 use super::block::{DEGREE, Pen};
@@ -30,15 +30,33 @@ pub(super) struct Scale<'a> {
 /// Buffers of a choice.
 #[derive(Debug, Default)]
 pub(super) struct Choice {
-    /// The neighbours that were chosen; the first `diverse` lead in different directions.
+    /// The neighbours that were chosen; the first `diverse` lead in different directions, or were to stay.
     pub(super) ids: Vec<u32>,
     pub(super) diverse: usize,
     passed_over: Vec<u32>,
     /// Room for the codes of a candidate.
     candidate: Vec<i8>,
-    /// Codes of the chosen, side by side, and their measures.
+    /// Codes of the chosen, side by side, their measures, and how close they are.
     codes: Vec<i8>,
     measures: Vec<Measure>,
+    close: Vec<f32>,
+}
+
+impl Choice {
+    fn clear(&mut self) {
+        self.ids.clear();
+        self.passed_over.clear();
+        self.codes.clear();
+        self.measures.clear();
+        self.close.clear();
+    }
+
+    fn take(&mut self, (id, close): Scored, (measure, codes): (Measure, &[i8])) {
+        self.ids.push(id);
+        self.codes.extend_from_slice(codes);
+        self.measures.push(measure);
+        self.close.push(close);
+    }
 }
 
 /// Neighbours that a candidate is compared with at once.
@@ -68,40 +86,51 @@ impl<'a> Scale<'a> {
         }
     }
 
-    /// Whether a candidate that is so close to the node is far enough from all that were chosen.
+    /// Whether a candidate that is so close to the node is far enough from all chosen ones that are closer.
     fn is_diverse(&self, (measure, codes): (Measure, &[i8]), close: f32, choice: &Choice) -> bool {
         let most = close / SLACK;
         let rows = choice.codes.chunks(ABREAST * self.vectors.width());
-        rows.zip(choice.measures.chunks(ABREAST)).all(|(rows, measures)| {
+        let others = choice.measures.chunks(ABREAST).zip(choice.close.chunks(ABREAST));
+        rows.zip(others).all(|(rows, (measures, others))| {
             let mut dots = [0; ABREAST];
             let dots = &mut dots[..measures.len()];
             self.kernels.dot_i8_rows(codes, rows, dots);
-            dots.iter()
-                .zip(measures)
-                .all(|(dot, m)| self.vectors.closeness(*dot, measure, *m) < most)
+            dots.iter().zip(measures).zip(others).all(|((dot, m), other)| {
+                *other < close || self.vectors.closeness(*dot, measure, *m) < most
+            })
         })
     }
 
     /// Chooses up to 32 of the candidates, which are in the order of [`order`].
     pub(super) fn choose(&self, candidates: &[Scored], choice: &mut Choice) {
-        choice.ids.clear();
-        choice.passed_over.clear();
-        choice.codes.clear();
-        choice.measures.clear();
+        self.choose_beside(&[], candidates, choice);
+    }
+
+    /// Chooses as many of the candidates, which are in the order of [`order`], as there is room for beside neighbours that stay.
+    pub(super) fn choose_beside(
+        &self,
+        kept: &[Scored],
+        candidates: &[Scored],
+        choice: &mut Choice,
+    ) {
+        choice.clear();
         let mut room = std::mem::take(&mut choice.candidate);
-        for (id, close) in candidates {
+        for one in kept {
+            if let Some(row) = self.row(one.0, &mut room) {
+                choice.take(*one, row);
+            }
+        }
+        for one in candidates {
             if choice.ids.len() == DEGREE {
                 break;
             }
-            let Some(candidate) = self.row(*id, &mut room) else {
+            let Some(row) = self.row(one.0, &mut room) else {
                 continue;
             };
-            if self.is_diverse(candidate, *close, choice) {
-                choice.ids.push(*id);
-                choice.codes.extend_from_slice(candidate.1);
-                choice.measures.push(candidate.0);
+            if self.is_diverse(row, one.1, choice) {
+                choice.take(*one, row);
             } else if choice.passed_over.len() < DEGREE {
-                choice.passed_over.push(*id);
+                choice.passed_over.push(one.0);
             }
         }
         choice.candidate = room;
