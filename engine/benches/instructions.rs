@@ -14,7 +14,7 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 
 use common::{DIM, Data, NEWCOMERS, NODES, QUERIES, Rows, What};
-use flashbulb_engine::index::{Scratch, VectorIndex};
+use flashbulb_engine::index::{Layout, Scratch, VectorIndex};
 use flashbulb_kernels::{Kernels, SimdLevel};
 use gungraun::Callgrind;
 use gungraun::prelude::*;
@@ -45,9 +45,11 @@ fn prepare() {
     let bytes = |rows: &Rows| rows.0.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     write("rows", &bytes(&data.rows));
     write("queries", &bytes(&data.queries));
-    let mut graph = Vec::new();
-    data.index(kernels()).checkpoint(&mut graph).expect("a Vec takes all bytes");
-    write("graph", &graph);
+    for layout in [Layout::Full, Layout::Lean] {
+        let mut graph = Vec::new();
+        data.index(layout, kernels()).checkpoint(&mut graph).expect("a Vec takes all bytes");
+        write(&layout.to_string(), &graph);
+    }
 }
 
 /// What is counted, and what it needs.
@@ -59,14 +61,14 @@ struct Task {
 }
 
 /// Loads what was prepared. It lives until the end of the process, so that freeing it is not counted.
-fn task(what: What) -> &'static mut Task {
+fn task(what: What, layout: Layout) -> &'static mut Task {
     let rows = |name| {
         let bytes = read(name);
         Rows(bytes.as_chunks::<4>().0.iter().map(|v| f32::from_le_bytes(*v)).collect())
     };
     let data = Data { rows: rows("rows"), queries: rows("queries") };
     assert_eq!(data.rows.0.len(), (NODES + NEWCOMERS) * DIM, "rows of another run");
-    let index = VectorIndex::load(DIM, kernels(), &read("graph"))
+    let index = VectorIndex::load(DIM, kernels(), &read(&layout.to_string()))
         .unwrap_or_else(|e| panic!("what was just written: {e}"));
     // Draws the sketches, which a checkpoint lacks.
     while index.build_step(&mut || true) {}
@@ -85,16 +87,19 @@ impl Task {
 }
 
 #[library_benchmark]
-#[bench::walk_32_times(task(What::Walk))]
-#[bench::filtered_walk_32_times(task(What::FilteredWalk))]
-#[bench::scan_32_times(task(What::Scan))]
+#[bench::walk_32_times(task(What::Walk, Layout::Full))]
+#[bench::filtered_walk_32_times(task(What::FilteredWalk, Layout::Full))]
+#[bench::scan_32_times(task(What::Scan, Layout::Full))]
+#[bench::lean_walk_32_times(task(What::Walk, Layout::Lean))]
+#[bench::lean_scan_32_times(task(What::Scan, Layout::Lean))]
 fn search(task: &'static mut Task) {
     const { assert!(QUERIES == 32, "the names say how many") };
     task.search();
 }
 
 #[library_benchmark]
-#[bench::one_by_one_16_times(task(What::Walk))]
+#[bench::one_by_one_16_times(task(What::Walk, Layout::Full))]
+#[bench::lean_one_by_one_16_times(task(What::Walk, Layout::Lean))]
 fn insert(task: &'static mut Task) {
     const { assert!(NEWCOMERS == 16, "the name says how many") };
     for row in task.data.rows.iter().skip(NODES) {

@@ -10,25 +10,27 @@ mod common;
 use std::hint::black_box;
 
 use common::{Data, What};
-use criterion::{Criterion, criterion_group, criterion_main};
-use flashbulb_engine::index::Scratch;
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use flashbulb_engine::index::{Layout, Scratch};
 use flashbulb_kernels::Kernels;
 
 fn search(criterion: &mut Criterion) {
     let data = Data::made();
-    let index = data.index(Kernels::detect());
     let mut scratch = Scratch::new();
     let mut group = criterion.benchmark_group("search");
-    for (name, what) in
-        [("walk", What::Walk), ("filtered_walk", What::FilteredWalk), ("scan", What::Scan)]
-    {
-        group.bench_function(name, |bencher| {
-            let mut queries = data.queries.iter().cycle();
-            bencher.iter(|| {
-                let query = queries.next().unwrap_or(&[]);
-                what.search(&index, black_box(query), &data.rows, &mut scratch)
+    for layout in [Layout::Full, Layout::Lean] {
+        let index = data.index(layout, Kernels::detect());
+        for (name, what) in
+            [("walk", What::Walk), ("filtered_walk", What::FilteredWalk), ("scan", What::Scan)]
+        {
+            group.bench_function(BenchmarkId::new(name, layout), |bencher| {
+                let mut queries = data.queries.iter().cycle();
+                bencher.iter(|| {
+                    let query = queries.next().unwrap_or(&[]);
+                    what.search(&index, black_box(query), &data.rows, &mut scratch)
+                });
             });
-        });
+        }
     }
     group.finish();
 }

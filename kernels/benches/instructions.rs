@@ -10,7 +10,8 @@ mod common;
 
 use common::{DIMENSION, codes, random_bits, values};
 use flashbulb_kernels::{
-    Coded, I8Params, Kernels, Rotation, SIGN_ROWS, SignTable, SimdLevel, TopK, sketch_bytes,
+    Coded, I8Params, Kernels, Rotation, SIGN_ROWS, SignTable, SimdLevel, TopK, nibble_bytes,
+    pack_nibbles, sketch_bytes,
 };
 use gungraun::Callgrind;
 use gungraun::prelude::*;
@@ -63,6 +64,59 @@ fn dot_i8(of: &'static Pair<i8>) -> i32 {
     of.kernels.dot_i8(&of.a, &of.b)
 }
 
+struct Packed {
+    kernels: Kernels,
+    query: Vec<i8>,
+    packed: Vec<u8>,
+}
+
+fn packed(level: SimdLevel) -> &'static Packed {
+    let state = &mut 9;
+    let query = codes(DIMENSION, state);
+    let halves: Vec<i8> = codes(DIMENSION, state).into_iter().map(|code| code >> 4).collect();
+    let mut packed = vec![0; nibble_bytes(DIMENSION)];
+    pack_nibbles(&halves, &mut packed);
+    kept(Packed { kernels: kernels(level), query, packed })
+}
+
+#[library_benchmark(setup = packed)]
+#[bench::scalar(SimdLevel::Scalar)]
+#[bench::avx2(SimdLevel::Avx2)]
+fn dot_i4(of: &'static Packed) -> i32 {
+    of.kernels.dot_i4(&of.query, &of.packed)
+}
+
+struct Fine {
+    kernels: Kernels,
+    vector: Vec<f32>,
+    codes: Vec<i8>,
+    fine: Vec<i8>,
+    scale: f32,
+}
+
+/// A vector, its codes, and what they leave over.
+fn fine(level: SimdLevel) -> &'static mut Fine {
+    let (kernels, vector) = (kernels(level), values(DIMENSION, &mut 10));
+    let (mut codes, mut fine) = (vec![0; DIMENSION], vec![0; DIMENSION]);
+    let scale = kernels.quantize_i8(&vector, &mut codes).scale;
+    kernels.quantize_fine(&vector, &codes, scale, &mut fine);
+    kept(Fine { kernels, vector, codes, fine, scale })
+}
+
+#[library_benchmark(setup = fine)]
+#[bench::scalar(SimdLevel::Scalar)]
+#[bench::avx2(SimdLevel::Avx2)]
+fn quantize_fine(of: &'static mut Fine) {
+    of.kernels.quantize_fine(&of.vector, &of.codes, of.scale, &mut of.fine);
+}
+
+#[library_benchmark(setup = fine)]
+#[bench::scalar(SimdLevel::Scalar)]
+#[bench::avx2(SimdLevel::Avx2)]
+fn dot_fine(of: &'static mut Fine) -> f32 {
+    of.kernels.dot_fine(&of.vector, &of.codes, &of.fine)
+}
+
 struct Scan {
     kernels: Kernels,
     query: Vec<i8>,
@@ -99,6 +153,13 @@ fn vector_to_quantize(level: SimdLevel) -> &'static mut Quantizing {
 #[bench::avx2(SimdLevel::Avx2)]
 fn quantize_i8(of: &'static mut Quantizing) -> I8Params {
     of.kernels.quantize_i8(&of.vector, &mut of.out)
+}
+
+// Portable alone.
+#[library_benchmark(setup = vector_to_quantize)]
+#[bench::scalar(SimdLevel::Scalar)]
+fn quantize_i4(of: &'static mut Quantizing) -> I8Params {
+    of.kernels.quantize_i4(&of.vector, &mut of.out)
 }
 
 struct Rotating {
@@ -211,7 +272,11 @@ library_benchmark_group!(
         dot_f32,
         dot_i8,
         dot_i8_rows,
+        dot_i4,
+        quantize_fine,
+        dot_fine,
         quantize_i8,
+        quantize_i4,
         rotation_apply,
         sign_table_set,
         estimate,

@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 
 use flashbulb_engine::index::{
-    Accept, RowSource, Scratch, SearchParams, SearchPath, VectorIndex, VectorNo,
+    Accept, Layout, Metric, RowSource, Scratch, SearchParams, SearchPath, VectorIndex, VectorNo,
 };
 use flashbulb_kernels::Kernels;
 
@@ -82,8 +82,8 @@ impl Data {
     }
 
     /// An index of the first [`NODES`] rows, all of them in the graph.
-    pub fn index(&self, kernels: Kernels) -> VectorIndex {
-        let index = VectorIndex::new(DIM, kernels);
+    pub fn index(&self, layout: Layout, kernels: Kernels) -> VectorIndex {
+        let index = VectorIndex::with_layout(DIM, Metric::Cosine, layout, kernels);
         self.rows.iter().take(NODES).for_each(|row| {
             index.push(row);
         });
