@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use flashbulb_engine::index::{
-    Accept, GRAPH_FROM, Scratch, SearchParams, SearchPath, VectorIndex, VectorNo,
+    Accept, GRAPH_FROM, Layout, Metric, Scratch, SearchParams, SearchPath, VectorIndex, VectorNo,
 };
 use flashbulb_kernels::Kernels;
 use oracle::{
@@ -29,14 +29,18 @@ const WANTED: f64 = 0.95;
 
 static MIXTURE: LazyLock<Mixture> = LazyLock::new(|| Mixture::new(DIM, 80, 1.0, 20));
 
-/// A graph of some more vectors than it takes to have one, as a checkpoint, and their rows.
-static PREFILLED: LazyLock<(Rows, Vec<u8>)> = LazyLock::new(|| {
-    let mut harness = Harness::empty();
-    harness.push(GRAPH_FROM as usize + 300, 21);
-    harness.index.build(2);
-    let mut bytes = Vec::new();
-    harness.index.checkpoint(&mut bytes).unwrap();
-    (harness.rows, bytes)
+const LAYOUTS: [Layout; 2] = [Layout::Full, Layout::Lean];
+
+/// A graph of some more vectors than it takes to have one, as a checkpoint of each layout, and their rows.
+static PREFILLED: LazyLock<[(Rows, Vec<u8>); 2]> = LazyLock::new(|| {
+    LAYOUTS.map(|layout| {
+        let mut harness = Harness::empty(layout);
+        harness.push(GRAPH_FROM as usize + 300, 21);
+        harness.index.build(2);
+        let mut bytes = Vec::new();
+        harness.index.checkpoint(&mut bytes).unwrap();
+        (harness.rows, bytes)
+    })
 });
 
 #[derive(Debug, Clone, Copy)]
@@ -121,22 +125,29 @@ struct Harness {
 }
 
 impl Harness {
-    fn empty() -> Harness {
+    fn empty(layout: Layout) -> Harness {
         Harness {
             rows: Rows::new(DIM),
             dead: Vec::new(),
-            index: VectorIndex::new(DIM, Kernels::detect()),
+            index: VectorIndex::with_layout(DIM, Metric::Cosine, layout, Kernels::detect()),
             scratch: Scratch::new(),
             recall: Recall::default(),
             paths: BTreeMap::new(),
         }
     }
 
-    fn prefilled() -> Harness {
-        let (rows, bytes) = &*PREFILLED;
+    fn prefilled(layout: Layout) -> Harness {
+        let [full, lean] = &*PREFILLED;
+        let (rows, bytes) = if layout == Layout::Lean { lean } else { full };
         let index = VectorIndex::load(DIM, Kernels::detect(), bytes).unwrap();
+        assert_eq!(index.layout(), layout);
         assert_eq!(index.len() as usize, rows.len());
-        Harness { rows: rows.clone(), dead: vec![false; rows.len()], index, ..Harness::empty() }
+        Harness {
+            rows: rows.clone(),
+            dead: vec![false; rows.len()],
+            index,
+            ..Harness::empty(layout)
+        }
     }
 
     fn apply(&mut self, step: &Step) -> Result<(), String> {
@@ -311,8 +322,10 @@ fn any_interleaving_answers_as_brute_force_does() {
     let cases = 24 * oracle::scale("FLASHBULB_INTERLEAVED_SCALE") as u32;
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let total = RefCell::new((Recall::default(), BTreeMap::<String, usize>::new()));
-    let outcome = TestRunner::new(config).run(&(steps(), any::<bool>()), |(steps, prefilled)| {
-        let mut harness = if prefilled { Harness::prefilled() } else { Harness::empty() };
+    let kinds = (any::<bool>(), proptest::sample::select(&LAYOUTS[..]));
+    let outcome = TestRunner::new(config).run(&(steps(), kinds), |(steps, (prefilled, layout))| {
+        let fresh = if prefilled { Harness::prefilled } else { Harness::empty };
+        let mut harness = fresh(layout);
         if !prefilled {
             harness.push(GRAPH_FROM as usize - 150, 24);
         }
@@ -325,8 +338,8 @@ fn any_interleaving_answers_as_brute_force_does() {
     });
     match outcome {
         Ok(()) => {}
-        Err(TestError::Fail(why, (steps, prefilled))) => {
-            panic!("{why}\nprefilled: {prefilled}, steps: {steps:#?}");
+        Err(TestError::Fail(why, (steps, (prefilled, layout)))) => {
+            panic!("{why}\nlayout {layout}, prefilled: {prefilled}, steps: {steps:#?}");
         }
         Err(other) => panic!("{other}"),
     }
@@ -342,11 +355,15 @@ fn any_interleaving_answers_as_brute_force_does() {
 /// began, and what was there all the time is found.
 #[test]
 fn searches_beside_a_writer_and_a_builder_see_whole_vectors() {
+    LAYOUTS.into_iter().for_each(see_whole_vectors_beside_a_writer_and_a_builder);
+}
+
+fn see_whole_vectors_beside_a_writer_and_a_builder(layout: Layout) {
     let count = GRAPH_FROM as usize + 2000;
     let mut rng = Rng(30);
     let mut rows = Rows::new(DIM);
     (0..count).for_each(|_| rows.push(&MIXTURE.draw(&mut rng).1));
-    let index = VectorIndex::new(DIM, Kernels::detect());
+    let index = VectorIndex::with_layout(DIM, Metric::Cosine, layout, Kernels::detect());
     for n in 0..GRAPH_FROM as usize {
         index.push(rows.row(n));
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use flashbulb_engine::index::Layout;
 use flashbulb_engine::{
     Error, NewMemory, OnConflict, Query, SearchPath, Selection, Seq, SpaceName, Store, StoreOptions,
 };
@@ -251,6 +252,33 @@ fn a_refused_graph_is_built_anew_and_said_so() {
     assert!(recall(&store, &live, 70_000..70_010) >= 0.999, "scanned until the graph is there");
     settle(&store);
     assert_eq!(store.space_stats(&space()).unwrap().graph_vectors, 6000);
+}
+
+/// A graph that was saved in one layout is built anew in the other, and each layout's own is loaded.
+#[test]
+fn a_store_opens_in_either_layout() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("s");
+    let open =
+        |layout| Store::open(&dir, StoreOptions { layout, ..StoreOptions::new(DIM, "m") }).unwrap();
+    let store = open(Layout::Full);
+    fill(&store, 6000);
+    settle(&store);
+    drop(store);
+    let live: Vec<u64> = (0..6000).collect();
+    for layout in [Layout::Lean, Layout::Full] {
+        let store = open(layout);
+        assert_eq!(store.status().layout, layout);
+        let refused = store.recovery().graphs_refused.clone();
+        assert!(refused.len() == 1 && refused[0].contains("layout"), "{refused:?}");
+        assert!(recall(&store, &live, 70_000..70_010) >= 0.99, "{layout}: scanned meanwhile");
+        settle(&store);
+        assert_eq!(store.space_stats(&space()).unwrap().graph_vectors, 6000);
+        assert!(recall(&store, &live, 70_000..70_010) >= 0.9, "{layout}");
+        drop(store);
+        let again = open(layout);
+        assert_eq!((again.recovery().graphs_loaded, again.recovery().graphs_refused.len()), (1, 0));
+    }
 }
 
 #[test]

@@ -212,7 +212,21 @@ fn check_own_vectors(conn: &mut Conn, oracle: &Oracle) {
 
 #[test]
 fn a_large_space_answers_as_brute_force_does() {
+    answers_as_brute_force_does(Daemon::start());
+}
+
+#[test]
+fn a_large_space_in_the_lean_layout_answers_as_brute_force_does() {
     let mut daemon = Daemon::start();
+    assert_eq!(daemon.conn().ok("admin.status", json!({}))["store"]["layout"], "full");
+    assert!(daemon.terminate().success(), "{}", daemon.log_tail());
+    daemon.args.extend(["--layout".to_owned(), "lean".to_owned()]);
+    daemon.run();
+    assert_eq!(daemon.conn().ok("admin.status", json!({}))["store"]["layout"], "lean");
+    answers_as_brute_force_does(daemon);
+}
+
+fn answers_as_brute_force_does(mut daemon: Daemon) {
     let mut oracle = Oracle::new();
     let mut low = Vec::new();
     fill(&daemon, &oracle);
