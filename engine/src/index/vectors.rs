@@ -263,6 +263,11 @@ impl VectorsView<'_> {
         self.layout
     }
 
+    #[cfg(test)]
+    pub(super) fn rotation(&self) -> &Rotation {
+        self.rotation
+    }
+
     pub(super) fn len(&self) -> u32 {
         self.measures.len()
     }

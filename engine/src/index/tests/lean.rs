@@ -102,3 +102,43 @@ fn every_metric_is_scanned_exactly() {
         }
     }
 }
+
+/// A query that points where a vector's codes are off: by them it is far from the vector that is nearest.
+#[test]
+fn exact_means_exact_where_codes_err_most() {
+    const DIM: usize = 128;
+    let mut rows = Rows::clustered(1, DIM, 61);
+    let index = rows.index_as(Layout::Lean);
+    let vectors = index.vectors.view();
+    let mut room = Vec::new();
+    let (measure, codes) = vectors.row(0, &mut room).unwrap();
+    let rotated = |row: &[f32]| {
+        let mut row = row.to_vec();
+        vectors.rotation().apply(&mut row, index.kernels);
+        row
+    };
+    let turned = rotated(rows.row(VectorNo(0)));
+    let left: Vec<f32> =
+        turned.iter().zip(codes).map(|(v, code)| v - f32::from(*code) * measure.scale).collect();
+    let length = left.iter().map(|v| v * v).sum::<f32>().sqrt();
+    // Back by the transpose: the product with each turned axis.
+    let query: Vec<f32> = (0..DIM)
+        .map(|at| {
+            let mut axis = vec![0.0; DIM];
+            axis[at] = 1.0;
+            rotated(&axis).iter().zip(&left).map(|(a, l)| a * l / length).sum()
+        })
+        .collect();
+    for mut row in Rows::clustered(500, DIM, 62).iter().map(<[f32]>::to_vec) {
+        let along: f32 = row.iter().zip(&query).map(|(r, q)| r * q).sum();
+        row.iter_mut().zip(&query).for_each(|(r, q)| *r -= (along + 0.06) * q);
+        rows.values.extend(row);
+    }
+    push_all(&index, rows.iter().skip(1));
+    assert_exact(
+        &search(&index, &rows, &query, exact(1), Accept::All).hits,
+        &rows.best(&query, 1, |_| true),
+    );
+    let likely = search(&index, &rows, &query, SearchParams::new(1), Accept::All);
+    assert_ne!(likely.hits[0].0, VectorNo(0), "else this says nothing of `exact`");
+}
