@@ -145,12 +145,12 @@ impl<'a> Pen<'a> {
     /// Writes the node's own measure and codes.
     fn write_own(&self, node: Option<u32>, block: &mut [u8]) {
         let (own, mut room) = (&mut block[..self.form.own], Vec::new());
-        let Some((measure, row)) = node.and_then(|node| self.vectors.row(node, &mut room)) else {
-            return own.fill(0);
-        };
         if own.is_empty() {
             return;
         }
+        let Some((measure, row)) = node.and_then(|node| self.vectors.row(node, &mut room)) else {
+            return own.fill(0);
+        };
         let (bytes, codes) = own.split_at_mut(MEASURE_BYTES);
         let floats = [measure.scale, measure.error, measure.norm, measure.half_square];
         bytes.as_chunks_mut().0.iter_mut().zip(floats).for_each(|(to, v)| *to = v.to_le_bytes());
@@ -165,6 +165,10 @@ impl<'a> Pen<'a> {
 
     /// Puts a neighbour into a slot.
     pub(super) fn put(&self, centre: Option<u32>, slot: usize, neighbour: u32, block: &mut [u8]) {
+        if self.form.sketch == 0 {
+            self.parts(block).1[slot] = neighbour.to_le_bytes();
+            return;
+        }
         let mut rooms = (Vec::new(), Vec::new());
         let Some((measure, codes)) = self.vectors.row(neighbour, &mut rooms.0) else {
             return self.clear(slot, block);
@@ -181,9 +185,7 @@ impl<'a> Pen<'a> {
             self.vectors.bias(measure) - around.map_or(0.0, |(own, _)| self.vectors.bias(own));
         let (sketch, ids) = self.parts(block);
         ids[slot] = neighbour.to_le_bytes();
-        if !sketch.is_empty() {
-            self.kernels.sketch(slot, centre, point, added, sketch);
-        }
+        self.kernels.sketch(slot, centre, point, added, sketch);
     }
 
     fn clear(&self, slot: usize, block: &mut [u8]) {
