@@ -133,6 +133,9 @@ impl<'a> Pen<'a> {
 
     /// Writes a whole block of up to 32 neighbours; without a centre they are sketched around the origin.
     pub(super) fn draw(&self, centre: Option<u32>, neighbours: &[u32], block: &mut [u8]) {
+        if self.form.sketch > 0 {
+            neighbours.iter().for_each(|id| self.vectors.prefetch(*id));
+        }
         self.write_own(centre, block);
         for slot in 0..DEGREE {
             match neighbours.get(slot) {

@@ -137,7 +137,7 @@ impl Builder {
                 if to < end {
                     Stage::Choosing { first, end, joined }
                 } else {
-                    self.linker.publish(index, &joined);
+                    self.linker.publish(&joined);
                     Stage::Linking { end, back: group_by_target(first, &joined), next: 0 }
                 }
             }

@@ -51,8 +51,8 @@ pub(super) struct Joined {
     neighbours: Vec<u32>,
     /// The first so many of them are to lead back.
     diverse: usize,
-    /// It was dead when its turn came.
-    vacant: bool,
+    /// Its block; none if it was dead when its turn came.
+    block: Option<Vec<u8>>,
 }
 
 /// Nodes that are to be linked from one.
@@ -168,34 +168,36 @@ impl Linker {
         let view = graph.view();
         let vectors = index.vectors.view();
         let walk = Walk { graph: &view, vectors, kernels: index.kernels };
+        let pen = Pen::new(vectors, index.kernels);
         self.each(nodes.start as usize..nodes.end as usize, threads, |scratch, node| {
             let node = node as u32;
             if vectors.dead.is_dead(node) {
-                return Joined { neighbours: Vec::new(), diverse: 0, vacant: true };
+                return Joined { neighbours: Vec::new(), diverse: 0, block: None };
             }
             scratch.find(&walk, node);
             scratch.candidates.retain(|c| !vectors.dead.is_dead(c.0));
             let Scratch { candidates, choice, .. } = scratch;
             let scale = Scale { vectors, kernels: index.kernels, walked: Some(&view) };
             scale.choose(candidates, choice);
-            Joined { neighbours: choice.ids.clone(), diverse: choice.diverse, vacant: false }
+            let mut block = vec![0; pen.block_bytes()];
+            pen.draw(Some(node), &choice.ids, &mut block);
+            Joined { neighbours: choice.ids.clone(), diverse: choice.diverse, block: Some(block) }
         })
     }
 
     /// Publishes the blocks of nodes that chose, as the next ones of the graph.
-    pub(super) fn publish(&mut self, index: &VectorIndex, joined: &[Joined]) {
-        let pen = Pen::new(index.vectors.view(), index.kernels);
+    pub(super) fn publish(&mut self, joined: &[Joined]) {
         for one in joined {
             let node = self.graph.len();
             self.in_degree.push(0);
             self.occlusions.push(Occlusions::default());
-            if one.vacant {
+            let Some(block) = &one.block else {
                 self.graph.blocks.push_vacant();
                 self.graph.add_vacant(1);
                 continue;
-            }
+            };
             let mut slot = self.graph.blocks.reserve();
-            pen.draw(Some(node), &one.neighbours, slot.bytes_mut());
+            slot.bytes_mut().copy_from_slice(block);
             self.graph.blocks.push(slot);
             one.neighbours.iter().for_each(|id| self.in_degree[*id as usize] += 1);
             self.orphans.push(node);
