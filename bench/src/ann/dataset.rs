@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use flashbulb::provision::hex;
 use flashbulb_engine::Seq;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Normal};
 use sha2::{Digest, Sha256};
 
 use super::worker::{Converted, Request, Worker};
@@ -52,6 +55,9 @@ pub struct Source {
     /// At most so many vectors
     #[arg(long, default_value_t = 236_000)]
     vectors: usize,
+    /// If there are fewer than --vectors, make the others of those that there are, with noise of so many parts of their length
+    #[arg(long, value_name = "PARTS")]
+    noise: Option<f64>,
     /// At most so many queries
     #[arg(long, default_value_t = 1_000)]
     queries: usize,
@@ -98,7 +104,8 @@ impl Dataset {
     /// # Errors
     /// What the files, the model or the options say.
     pub fn read(wanted: &Source, python: &Path, folder: &Path) -> Result<Dataset, Failure> {
-        let ((source, dim, mut base, mut queries), metric) = match (&wanted.base, &wanted.words) {
+        let ((mut source, dim, mut base, mut queries), metric) = match (&wanted.base, &wanted.words)
+        {
             (Some(base), _) => from_files(wanted, base, python, folder)?,
             (None, Some(path)) => (from_words(wanted, path.as_deref())?, Metric::Cosine),
             (None, None) => (from_texts(wanted)?, Metric::Cosine),
@@ -106,6 +113,15 @@ impl Dataset {
         let metric = wanted.metric.unwrap_or(metric);
         base.truncate(wanted.vectors.saturating_mul(dim).min(base.len()));
         queries.truncate(wanted.queries.saturating_mul(dim).min(queries.len()));
+        if let Some(noise) = wanted.noise {
+            let more = wanted.vectors.saturating_sub(base.len() / dim);
+            let made = noisy(&base, dim, more, noise, wanted.common.seed)?;
+            base.extend(made);
+            source = format!(
+                "{source}, and {} made of these with noise of {noise} times their length",
+                thousands(more)
+            );
+        }
         let data = Dataset::new((source, dim, base, queries), metric, wanted.k)?;
         if let Some(path) = &wanted.truth {
             check(path, &data.truth, wanted.k.into())?;
@@ -269,6 +285,35 @@ pub fn normalise(rows: &mut [f32], dim: usize) -> bool {
         }
     }
     true
+}
+
+/// So many vectors drawn from these, each with noise of so many parts of its length.
+///
+/// # Errors
+/// If the noise is not a number above zero, or there is nothing to draw from.
+pub fn noisy(
+    base: &[f32],
+    dim: usize,
+    count: usize,
+    noise: f64,
+    seed: u64,
+) -> Result<Vec<f32>, Failure> {
+    if !(noise > 0.0 && noise.is_finite()) || base.is_empty() {
+        return Err(format!("noise of {noise} parts cannot be put on {} vectors; it must be above 0, and there must be some", base.len() / dim).into());
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let deviation = Normal::new(0.0, noise / (dim as f64).sqrt())?;
+    let mut rows = Vec::with_capacity(count * dim);
+    for _ in 0..count {
+        let at = rng.random_range(0..base.len() / dim);
+        let row = &base[at * dim..][..dim];
+        let length = Metric::Dot.score(row, row).sqrt();
+        rows.extend(
+            row.iter()
+                .map(|value| (f64::from(*value) + length * deviation.sample(&mut rng)) as f32),
+        );
+    }
+    Ok(rows)
 }
 
 /// Holds brute force against the neighbours that came with the data.

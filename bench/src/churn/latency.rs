@@ -8,9 +8,6 @@ use std::time::{Duration, Instant};
 
 use flashbulb_engine::index::{Scratch, SearchParams};
 use hdrhistogram::Histogram;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, Normal};
 
 use super::result::{Inserts, Latencies, Latency, ratio};
 use super::subject::{BETWEEN, Subject};
@@ -41,17 +38,7 @@ pub fn count(dim: usize, time: Duration) -> usize {
 /// Never with this noise.
 pub fn held(data: &Dataset, time: Duration, seed: u64) -> Result<Vec<f32>, Failure> {
     let (dim, count) = (data.dim, count(data.dim, time));
-    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x4e1d);
-    let noise = Normal::new(0.0, NOISE / (dim as f64).sqrt())?;
-    let mut rows = Vec::with_capacity(count * dim);
-    for _ in 0..count {
-        let at = rng.random_range(0..data.len());
-        let row = &data.base[at * dim..][..dim];
-        let length = Metric::Dot.score(row, row).sqrt();
-        for value in row {
-            rows.push((f64::from(*value) + length * noise.sample(&mut rng)) as f32);
-        }
-    }
+    let mut rows = dataset::noisy(&data.base, dim, count, NOISE, seed ^ 0x4e1d)?;
     if data.metric == Metric::Cosine {
         dataset::normalise(&mut rows, dim);
     }
