@@ -417,28 +417,55 @@ mod tests {
         }
     }
 
+    /// A file of vectors with two components; its path.
+    fn write(dir: &Path, name: &str, rows: &[[f32; 2]]) -> String {
+        let row = |[a, b]: &[f32; 2]| [2u32.to_le_bytes(), a.to_le_bytes(), b.to_le_bytes()];
+        let bytes: Vec<u8> = rows.iter().flat_map(row).flatten().collect();
+        std::fs::write(dir.join(name), bytes).unwrap();
+        dir.join(name).display().to_string()
+    }
+
     /// Little files of all that, read as a run reads them; the options decide over the ending.
     #[test]
     fn files_are_searched_by_their_metric_or_the_wanted_one() {
         let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, rows: &[[f32; 2]]| {
-            let row = |[a, b]: &[f32; 2]| [2u32.to_le_bytes(), a.to_le_bytes(), b.to_le_bytes()];
-            let bytes: Vec<u8> = rows.iter().flat_map(row).flatten().collect();
-            std::fs::write(dir.path().join(name), bytes).unwrap();
-        };
-        write("base.fvecs", &[[0.2, 0.2], [1.0, 1.2], [9.0, 0.0], [-1.0, 0.5]]);
-        write("query.fvecs", &[[1.0, 1.0]]);
+        let write = |name, rows: &[[f32; 2]]| write(dir.path(), name, rows);
+        let base = write("base.fvecs", &[[0.2, 0.2], [1.0, 1.2], [9.0, 0.0], [-1.0, 0.5]]);
+        let query = write("query.fvecs", &[[1.0, 1.0]]);
         for (option, metric, nearest) in [
             ("", Metric::L2, 1),
             ("--metric cosine", Metric::Cosine, 0),
             ("--metric dot", Metric::Dot, 2),
         ] {
-            let of = |name: &str| dir.path().join(name).display().to_string();
-            let (base, query) = (of("base.fvecs"), of("query.fvecs"));
             let line = format!("--k 1 --base {base} --query-vectors {query} {option}");
             let data = Dataset::read(&source(&line).unwrap(), Path::new(""), dir.path()).unwrap();
             assert_eq!((data.metric, data.dim, data.len()), (metric, 2, 4));
             assert_eq!(data.truth, [HashSet::from([Seq(nearest)])], "{option}");
+        }
+    }
+
+    #[test]
+    fn missing_vectors_are_made_only_if_asked_for_and_lie_near_those_there_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name, rows: &[[f32; 2]]| write(dir.path(), name, rows);
+        let base = write("base.fvecs", &[[100.0, 0.0], [0.0, 200.0]]);
+        let query = write("query.fvecs", &[[1.0, 1.0]]);
+        let read = |options: &str| {
+            let line =
+                format!("--k 1 --vectors 50 --base {base} --query-vectors {query} {options}");
+            Dataset::read(&source(&line).unwrap(), Path::new(""), dir.path())
+        };
+        assert_eq!(read("").unwrap().len(), 2);
+        let data = read("--noise 0.1").unwrap();
+        assert_eq!((data.len(), &data.base[..4]), (50, &[100.0, 0.0, 0.0, 200.0][..]));
+        assert!(data.source.contains("48 made of these with noise of 0.1"), "{}", data.source);
+        for row in data.base.chunks_exact(2).skip(2) {
+            let off = |x: f32, y: f32| ((row[0] - x).hypot(row[1] - y)) / x.hypot(y);
+            assert!(off(100.0, 0.0).min(off(0.0, 200.0)) < 0.5, "{row:?}");
+        }
+        assert_eq!(read("--noise 0.1").unwrap().base, data.base);
+        for wrong in ["0", "-1", "nan", "inf"] {
+            assert!(read(&format!("--noise={wrong}")).is_err(), "{wrong}");
         }
     }
 }
