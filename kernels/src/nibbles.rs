@@ -54,7 +54,7 @@ pub fn unpack_nibbles(packed: &[u8], codes: &mut Vec<i8>) {
 }
 
 impl Kernels {
-    /// Quantisation to codes in −7..=7, with the step of [`STEPS`] that keeps the vector's direction best. With `scale`, the product of
+    /// Quantisation to codes in −7..=7, with the one of a few steps that keeps the vector's direction best. With `scale`, the product of
     /// the codes and the vector is the vector's squared length: so products with vectors near it come out neither too large nor too small.
     ///
     /// As with [`Kernels::quantize_i8`], all codes are zero and the scale is one for a vector that is zero, negligible or not finite.
