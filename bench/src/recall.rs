@@ -57,7 +57,7 @@ impl Rows {
         loop {
             let page = store.list(space, None, None, after, 1000)?;
             for memory in &page.items {
-                let found = store.vectors_of_text(space, &memory.text)?;
+                let found = store.vectors_of(space, memory.seq)?;
                 let found = found.ok_or_else(|| {
                     format!("memory {} of {space} has no vectors of the model", memory.id)
                 })?;

@@ -441,6 +441,7 @@ fn wait_searchable_ends_when_vectors_come() {
         std::thread::spawn(move || store.wait_searchable(&space(), added.seq, late).unwrap())
     };
     assert_eq!(store.vectors_of_text(&space(), "note 1").unwrap(), None);
+    assert_eq!(store.vectors_of(&space(), added.seq).unwrap(), None);
     assert_eq!(store.set_vectors(&space(), vec![(added.seq, vec![vector(1)])]).unwrap(), 1);
     assert!(waiter.join().unwrap());
     assert_eq!(store.vectors_of_text(&space(), "note 1").unwrap().unwrap().len(), 1);
@@ -451,4 +452,16 @@ fn wait_searchable_ends_when_vectors_come() {
         None,
         "a caller's own vector says nothing of what the model would make of the text"
     );
+    // Of unit length, as it is kept.
+    let is = |seq: Seq, n: u64| {
+        let kept = store.vectors_of(&space(), seq).unwrap().unwrap();
+        let (given, dot) =
+            (vector(n), |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>());
+        kept.len() == 1 && (dot(&kept[0], &given) / dot(&given, &given).sqrt() - 1.0).abs() < 1e-5
+    };
+    let own = Seq(added.seq.0 + 1);
+    assert!(is(added.seq, 1) && is(own, 2) && !is(own, 1));
+    assert_eq!(store.vectors_of(&space(), Seq(99)).unwrap(), None);
+    store.delete(&space(), &Selection::Ids(vec!["n2".into()]), false, None).unwrap();
+    assert_eq!(store.vectors_of(&space(), own).unwrap(), None, "deleted");
 }
