@@ -82,6 +82,11 @@ pub(crate) fn scan(
         let file = OneFile { path: &path, bytes: &bytes, header, last_file };
         expected = Some(file.read_into(&mut scan, &mut open_batch, checkpoint)?);
     }
+    // The file that is begun behind it would be refused when it is read.
+    if scan.last_lsn.0 + 1 >= NUMBER_LIMIT {
+        let what = format!("manifest and log reach LSN {}: no log comes that far", scan.last_lsn.0);
+        return Err(Error::corrupt(dir, 0, what));
+    }
     Ok(scan)
 }
 
@@ -229,5 +234,13 @@ mod tests {
             let refused = scanned(FileHeader { first_lsn, ..header }, 8192);
             assert!(matches!(refused, Err(Error::Corrupt { offset: 0, .. })), "{first_lsn:?}");
         }
+    }
+
+    #[test]
+    fn an_end_behind_which_no_file_could_be_begun_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let scanned = |checkpoint| scan(&RealDisk, dir.path(), &[], Lsn(checkpoint));
+        assert!(matches!(scanned(NUMBER_LIMIT - 1), Err(Error::Corrupt { .. })));
+        assert_eq!(scanned(NUMBER_LIMIT - 2).unwrap().last_lsn, Lsn(NUMBER_LIMIT - 2));
     }
 }
