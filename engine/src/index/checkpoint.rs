@@ -322,10 +322,11 @@ fn read_vectors(
 
 fn read_graph(nodes: u32, vectors: &Vectors, body: &mut Body<'_>) -> Result<Graph, LoadError> {
     let lists = body.take(nodes as usize * IDS_BYTES)?;
-    let mut loaded: Vec<[[u8; 4]; DEGREE]> = Vec::with_capacity(nodes as usize);
+    let is_lean = vectors.layout() == Layout::Lean;
+    let mut loaded: Vec<[[u8; 4]; DEGREE]> = Vec::new();
+    loaded.reserve_exact(if is_lean { 0 } else { nodes as usize });
     let graph = Graph::new(vectors.width(), vectors.layout());
-    for list in lists.as_chunks::<4>().0.as_chunks::<DEGREE>().0 {
-        let node = loaded.len() as u32;
+    for (node, list) in (0..).zip(lists.as_chunks::<4>().0.as_chunks::<DEGREE>().0) {
         let ids = list.map(u32::from_le_bytes);
         if ids.iter().any(|id| *id != NONE && *id >= nodes) {
             return refuse("a neighbour is out of range");
@@ -335,7 +336,7 @@ fn read_graph(nodes: u32, vectors: &Vectors, body: &mut Body<'_>) -> Result<Grap
         if is_vacant {
             graph.add_vacant(1);
         }
-        if vectors.layout() == Layout::Lean && !is_vacant {
+        if is_lean && !is_vacant {
             // There is no more to a block than this.
             let mut slot = graph.blocks.reserve();
             slot.bytes_mut().copy_from_slice(list.as_flattened());
@@ -343,9 +344,11 @@ fn read_graph(nodes: u32, vectors: &Vectors, body: &mut Body<'_>) -> Result<Grap
         } else {
             graph.blocks.push_vacant();
         }
-        loaded.push(*list);
+        if !is_lean {
+            loaded.push(*list);
+        }
     }
-    if vectors.layout() == Layout::Full {
+    if !is_lean {
         graph.loaded.store(Some(Arc::new(Loaded(loaded))));
     }
     graph.cover(nodes);

@@ -70,7 +70,7 @@ pub enum Layout {
     /// For speed: all that a step of a walk reads lies side by side. Some 3 KiB a vector at 384 values.
     #[default]
     Full,
-    /// For little memory: codes of four bits and bare links, 380 bytes a vector at 384 values; a search reads more of the f32 rows.
+    /// For little memory: codes of four bits and bare links, some 400 bytes a vector at 384 values; a search reads more of the f32 rows.
     Lean,
 }
 

@@ -27,7 +27,7 @@ pub struct Serve {
     /// and the end
     #[arg(long, value_enum, default_value_t, env = "FLASHBULB_DURABILITY", value_name = "LEVEL")]
     pub durability: DurabilityArg,
-    /// How vectors and links are kept in memory: full, for speed, some 3 KiB a vector; lean, for little memory, 380 bytes a vector and
+    /// How vectors and links are kept in memory: full, for speed, some 3 KiB a vector; lean, for little memory, some 400 bytes a vector and
     /// searches that read more of the store's files. A store that was kept the other way builds its graphs anew
     #[arg(long, value_enum, default_value_t, env = "FLASHBULB_LAYOUT", value_name = "LAYOUT")]
     pub layout: LayoutArg,
