@@ -273,6 +273,9 @@ pub struct Search {
     /// Show this many memories before and after each hit
     #[arg(long, value_name = "N")]
     pub neighbors: Option<u32>,
+    /// Compare every memory, however long it takes
+    #[arg(long)]
+    pub exact: bool,
     /// Show how each hit came about
     #[arg(long)]
     pub explain: bool,

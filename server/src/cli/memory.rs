@@ -124,6 +124,8 @@ struct SearchParams<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     neighbors: Option<NeighborParams>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    exact: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     explain: bool,
     /// A person at a terminal would rather wait than be told that the service is busy.
     deadline_ms: u64,
@@ -187,6 +189,7 @@ pub fn search(context: &Context, args: args::Search) -> Result<Exit, CliError> {
         filter: args.filter.as_ref(),
         time: has_time.then_some(TimeParams { from: args.from, to: args.to }),
         neighbors: args.neighbors.map(|count| NeighborParams { before: count, after: count }),
+        exact: args.exact,
         explain: args.explain,
         deadline_ms: SEARCH_DEADLINE_MS,
     };

@@ -149,6 +149,9 @@ macro_rules! search_params {
             pub neighbors: Option<NeighborParams>,
             /// Waits until everything up to this `seq` can be found.
             pub min_seq: Option<u64>,
+            /// Compares every vector, however long that takes.
+            #[serde(default)]
+            pub exact: bool,
             /// Adds scores by stage and how the search was run.
             #[serde(default)]
             pub explain: bool,
@@ -378,7 +381,7 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_protocol() {
         let search: SearchParams = parse_params(Some(r#"{"space":"s"}"#)).unwrap();
-        assert_eq!((search.k, search.mode, search.explain), (10, None, false));
+        assert_eq!((search.k, search.mode, search.explain, search.exact), (10, None, false, false));
         let add: AddParams = parse_params(Some(r#"{"space":"s","items":[]}"#)).unwrap();
         assert_eq!((add.on_conflict, add.wait), (OnConflict::Error, Wait::Durable));
     }

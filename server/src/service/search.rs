@@ -39,6 +39,7 @@ struct Wanted {
     time: Option<TimeRange>,
     neighbors: Option<(usize, usize)>,
     min_seq: Option<Seq>,
+    exact: bool,
     explain: bool,
     until: Until,
 }
@@ -63,6 +64,7 @@ pub fn context(context: &Context, params: ContextParams) -> Result<ContextResult
             time: params.time,
             neighbors: params.neighbors,
             min_seq: params.min_seq,
+            exact: params.exact,
             explain: params.explain,
             deadline_ms: params.deadline_ms,
         },
@@ -168,6 +170,7 @@ fn check(context: &Context, params: SearchParams) -> Result<Wanted, RpcError> {
         time: validate::time(params.time)?,
         neighbors: params.neighbors.map(|wanted| neighbors(wanted, limits)).transpose()?,
         min_seq: params.min_seq.map(Seq),
+        exact: params.exact,
         explain: params.explain,
         until: Until {
             deadline: context.arrived() + validate::deadline(params.deadline_ms, limits)?,
@@ -284,7 +287,7 @@ fn dense_search(
             ef: None,
             filter: wanted.filter.as_ref(),
             time: wanted.time,
-            exact: false,
+            exact: wanted.exact,
         };
         let one = context.service.store.search(&wanted.space, &query);
         found.push(one.map_err(of_engine)?);

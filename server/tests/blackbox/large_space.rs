@@ -75,7 +75,7 @@ impl Oracle {
         &self,
         conn: &mut Conn,
         what: &str,
-        filter: Option<Value>,
+        restriction: Value,
         chosen: impl Fn(usize) -> bool,
     ) -> f64 {
         let there: Vec<usize> =
@@ -84,8 +84,8 @@ impl Oracle {
         for q in 0..QUERIES as u64 {
             let query = topical(1_000_000 + q, &self.directions);
             let mut params = json!({"space": "large", "vector": query, "k": K});
-            if let Some(filter) = &filter {
-                params["filter"] = filter.clone();
+            for (name, value) in restriction.as_object().expect("parameters") {
+                params[name] = value.clone();
             }
             let got: BTreeSet<usize> = ids(&conn.ok("memory.search", params)["hits"])
                 .iter()
@@ -113,9 +113,9 @@ impl Oracle {
     }
 
     fn check(&self, conn: &mut Conn, when: &str, low: &mut Vec<String>) {
-        let filter = |selects: Value| Some(json!({"meta.slot": selects}));
+        let filter = |selects: Value| json!({"filter": {"meta.slot": selects}});
         let recalls = [
-            self.recall(conn, &format!("{when}, all"), None, |_| true),
+            self.recall(conn, &format!("{when}, all"), json!({}), |_| true),
             self.recall(conn, &format!("{when}, half"), filter(json!({"lt": 500})), |i| {
                 slot(i) < 500
             }),
@@ -187,6 +187,16 @@ fn fill(daemon: &Daemon, oracle: &Oracle) {
     });
 }
 
+/// Asked for an exact answer, the service compares all and misses nothing, with a filter or without.
+fn check_exact(conn: &mut Conn, oracle: &Oracle) {
+    let mut params = json!({"exact": true});
+    assert_eq!(oracle.recall(conn, "exact", params.clone(), |_| true), 1.0);
+    let asked = json!({"space": "large", "vector": vector(1), "exact": true});
+    assert_eq!(conn.ok("memory.search", asked)["ran"]["search"]["path"], "scan");
+    params["filter"] = json!({"meta.slot": {"lt": 500}});
+    assert_eq!(oracle.recall(conn, "exact, half", params, |i| slot(i) < 500), 1.0);
+}
+
 /// A memory's own vector finds it: whatever else a graph misses, nothing may become unreachable.
 fn check_own_vectors(conn: &mut Conn, oracle: &Oracle) {
     let asked: Vec<usize> = (0..SIZE).step_by(211).collect();
@@ -235,6 +245,7 @@ fn answers_as_brute_force_does(mut daemon: Daemon) {
     settle(&mut conn);
     oracle.check(&mut conn, "after adding", &mut low);
     check_own_vectors(&mut conn, &oracle);
+    check_exact(&mut conn, &oracle);
     // A third is deleted, a part replaced, a part given other meta: the graph has holes now.
     let doomed: Vec<usize> = (0..SIZE).filter(|i| i % 3 == 0).collect();
     for part in doomed.chunks(500) {

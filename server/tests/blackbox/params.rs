@@ -47,7 +47,7 @@ const METHODS: [(&str, &str, &str, &str); 17] = [
         r#"{"query": "cat"}"#,
         "space query",
         "space=text query=text k=integer mode=text filter=object time=object neighbors=object min_seq=integer \
-         explain=flag deadline_ms=integer",
+         exact=flag explain=flag deadline_ms=integer",
     ),
     ("memory.get", r#"{"ids": ["n1"]}"#, "space ids", "space=text ids=list"),
     ("memory.list", "{}", "space", "space=text filter=object cursor=text limit=integer"),
