@@ -18,8 +18,6 @@ pub(crate) const OFFSET: i8 = 8;
 const MOST: f32 = 7.0;
 /// Steps that are tried, as parts of the root mean square. The first of these suit values that are spread like a normal variable.
 const STEPS: [f32; 4] = [0.30, 0.35, 0.40, 0.45];
-/// Values summed side by side.
-const LANES: usize = 16;
 
 /// Bytes of so many codes.
 ///
@@ -110,14 +108,14 @@ impl Kernels {
 /// Writes the codes of the best step; returns their scale, or `None` if there is none.
 fn choose(src: &[f32], most: f32, codes: &mut [i8]) -> Option<f32> {
     // In parts of the largest magnitude, so that no sum overflows or vanishes.
-    let squares: f32 = by_lanes(src, |value| (value / most).powi(2));
+    let squares: f32 = scalar::sum_of(src, |value| (value / most).powi(2));
     let root_mean_square = (squares / src.len() as f32).sqrt();
     let steps = STEPS.map(|step| step * root_mean_square).into_iter().chain([1.0 / MOST]);
     let (mut best, mut best_cosine) = (None, 0.0);
     for step in steps {
         let of = |value: f32| code(value / most, step);
-        let along = by_lanes(src, |value| value / most * of(value));
-        let cosine = along / by_lanes(src, |value| of(value).powi(2)).sqrt();
+        let along = scalar::sum_of(src, |value| value / most * of(value));
+        let cosine = along / scalar::sum_of(src, |value| of(value).powi(2)).sqrt();
         // Also false of what is not a number.
         if cosine > best_cosine {
             (best, best_cosine) = (Some((step, along)), cosine);
@@ -126,19 +124,6 @@ fn choose(src: &[f32], most: f32, codes: &mut [i8]) -> Option<f32> {
     let (step, along) = best?;
     codes.iter_mut().zip(src).for_each(|(to, value)| *to = code(value / most, step) as i8);
     Some(squares / along * most)
-}
-
-/// The sum of what is made of each value; always in the same order.
-fn by_lanes(src: &[f32], of: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let (whole, rest) = src.as_chunks::<LANES>();
-    for values in whole {
-        for (lane, value) in lanes.iter_mut().zip(values) {
-            *lane += of(*value);
-        }
-    }
-    lanes.iter_mut().zip(rest).for_each(|(lane, value)| *lane += of(*value));
-    lanes.iter().sum()
 }
 
 fn code(value: f32, step: f32) -> f32 {
