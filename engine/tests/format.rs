@@ -150,7 +150,8 @@ fn every_frozen_store_opens() {
         }
         opened.push(kind);
     }
-    let kinds = ["log1-closed", "log1-killed", "0.1.0-closed", "0.1.0-graph", "0.1.0-killed"];
+    let kinds =
+        ["graph3", "log1-closed", "log1-killed", "0.1.0-closed", "0.1.0-graph", "0.1.0-killed"];
     for kind in kinds.into_iter().chain(FORMER_GRAPHS) {
         assert!(opened.iter().any(|one| one == kind), "{kind} is not among {opened:?}");
     }

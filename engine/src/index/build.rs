@@ -7,6 +7,7 @@
 //! links back to them, and only then are they covered. All of a batch's choices are independent, and so are all of its links back
 //! but for those to the same node, which are made together (as the batches of Dobson et al., *ParlayANN*, PPoPP 2024).
 
+use super::fit::{Fitting, is_due};
 use super::graph::Graph;
 use super::link::{Joined, LinkBack, Linker, group_by_target};
 use super::repair::{Repair, needs_repair};
@@ -49,6 +50,8 @@ enum Stage {
     Probing(Probe),
     /// What nothing leads to is looked for.
     Surveying(Survey),
+    /// How far walks have to go is tried.
+    Fitting(Fitting),
 }
 
 impl VectorIndex {
@@ -163,6 +166,10 @@ impl Builder {
                 Some(survey) => Stage::Surveying(survey),
                 None => Stage::Idle,
             },
+            Stage::Fitting(fitting) => match fitting.advance(&mut self.linker, index) {
+                Some(fitting) => Stage::Fitting(fitting),
+                None => Stage::Idle,
+            },
             Stage::Probing(probe) => match probe.advance(&mut self.linker, index) {
                 Some(probe) => Stage::Probing(probe),
                 // From other roots other ways lead.
@@ -180,6 +187,9 @@ impl Builder {
         let part = if first < there { SURVEY_PART } else { LAST_SURVEY_PART };
         if joined > first / part {
             return Some(self.survey());
+        }
+        if is_due(graph, first < there) {
+            return Some(Stage::Fitting(Fitting::new(graph)));
         }
         if first < there {
             let most = (first / BATCH_PART).clamp(1, BATCH_MAX);

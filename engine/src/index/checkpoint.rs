@@ -4,12 +4,13 @@
 //! refused, never followed. Must not know: files, or the numbering of memories.
 //!
 //! Little-endian: magic, version u32, dim u32, nodes u32, nodes when the roots were chosen u32, metric u32, factor f32,
-//! roots u32; then the roots (u32, at most 2,048); then of all nodes the codes (i8, as many as the dimension fills), the fine codes (the
-//! same; in the lean layout, which is version 4, codes of four bits, two in a byte, and no fine codes), scales (f32), bounds (f32 error, f32 norm, f32 half of the squared length), tombstones (u64 words) and neighbours (32 × u32, `u32::MAX` in empty places); then
+//! roots u32, how far walks go (not in versions 3 and 4): widening f32, steps f32, nodes when that was tried u32; then the roots (u32, at most 2,048); then of all nodes the codes (i8, as many as the dimension fills), the fine codes (the
+//! same; in the lean layout, which is version 6 or 4, codes of four bits, two in a byte, and no fine codes), scales (f32), bounds (f32 error, f32 norm, f32 half of the squared length), tombstones (u64 words) and neighbours (32 × u32, `u32::MAX` in empty places); then
 //! the XXH3-64 of all of it. Sketches are drawn anew, as they take four times the room; until a node has its own, walks score its
 //! neighbours one by one. What a scan covers is not in it: the caller has those rows.
 
 use super::block::{DEGREE, IDS_BYTES, NONE, Pen, ids_of};
+use super::fit::Fit;
 use super::graph::{Graph, GraphView, Loaded};
 use super::roots::{ROOTS_MAX, Roots};
 use super::vectors::{Codes, Measure, UNIT_HALF_SQUARE, Vectors, code_bytes, width_of};
@@ -24,6 +25,8 @@ use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 const MAGIC: [u8; 8] = *b"FBINDEX\n";
 const HEADER_BYTES: usize = 8 + 7 * 4;
+/// Bytes of how far walks go.
+const FIT_BYTES: usize = 12;
 /// Bytes of a node's scale and bounds.
 const SCALE_BYTES: usize = 4;
 const BOUNDS_BYTES: usize = 12;
@@ -91,8 +94,13 @@ impl VectorIndex {
         let roots: Vec<u32> = roots.into_iter().filter(|id| *id < nodes).collect();
         let metric = number_of(self.metric());
         let factor = self.vectors.factor().to_bits();
-        let version = version_of(self.layout());
+        let [_, version] = versions_of(self.layout());
         for number in [version, self.dim() as u32, nodes, of, metric, factor, roots.len() as u32] {
+            sink.put(&number.to_le_bytes())?;
+        }
+        let fit = view.as_ref().map_or(Fit::default(), |view| view.fit);
+        let fitted = graph.as_ref().map_or(0, |graph| graph.fitted());
+        for number in [fit.widening.to_bits(), fit.steps.to_bits(), fitted] {
             sink.put(&number.to_le_bytes())?;
         }
         for root in roots {
@@ -148,6 +156,9 @@ impl VectorIndex {
         let roots = read_roots(&header, &mut body)?;
         read_vectors(&vectors, kernels, nodes as usize, &mut body)?;
         let graph = read_graph(nodes, &vectors, &mut body)?;
+        let (fit, fitted) = header.fit;
+        graph.set_fit(fit);
+        graph.set_fitted(fitted);
         let graph = (nodes > 0).then(|| Arc::new(graph));
         let index = VectorIndex {
             kernels,
@@ -192,6 +203,8 @@ struct Header {
     metric: Metric,
     factor: f32,
     roots: u32,
+    /// How far walks go, and how many nodes there were when that was tried.
+    fit: (Fit, u32),
 }
 
 /// Checks magic, version, length and checksum.
@@ -201,8 +214,11 @@ fn open(dim: usize, bytes: &[u8]) -> Result<(Header, Body<'_>), LoadError> {
         return refuse("not an index checkpoint");
     }
     let version = body.u32()?;
-    let layout = [Layout::Full, Layout::Lean].into_iter().find(|l| version_of(*l) == version);
-    let Some(layout) = layout else { return refuse("written by another version") };
+    let mut layouts = [Layout::Full, Layout::Lean].into_iter();
+    let Some(layout) = layouts.find(|layout| versions_of(*layout).contains(&version)) else {
+        return refuse("written by another version");
+    };
+    let fit_bytes = if versions_of(layout)[0] == version { 0 } else { FIT_BYTES };
     if body.u32()? as usize != dim {
         return refuse("another dimension");
     }
@@ -210,7 +226,7 @@ fn open(dim: usize, bytes: &[u8]) -> Result<(Header, Body<'_>), LoadError> {
     let (metric, factor, roots) = (body.u32()?, f32::from_bits(body.u32()?), body.u32()?);
     let (codes, fine) = code_bytes(width_of(dim, layout), layout);
     let node_bytes = (codes + fine + SCALE_BYTES + BOUNDS_BYTES + IDS_BYTES) as u128;
-    let whole = (HEADER_BYTES + CHECKSUM_BYTES) as u128
+    let whole = (HEADER_BYTES + fit_bytes + CHECKSUM_BYTES) as u128
         + u128::from(roots) * 4
         + u128::from(nodes) * node_bytes
         + u128::from(nodes.div_ceil(64)) * 8;
@@ -227,7 +243,16 @@ fn open(dim: usize, bytes: &[u8]) -> Result<(Header, Body<'_>), LoadError> {
     if roots > ROOTS_MAX {
         return refuse("more roots than an index has");
     }
-    Ok((Header { layout, nodes, of, metric: metric_of(metric)?, factor, roots }, body))
+    let fit = if fit_bytes == 0 { (Fit::default(), 0) } else { read_fit(&mut body)? };
+    Ok((Header { layout, nodes, of, metric: metric_of(metric)?, factor, roots, fit }, body))
+}
+
+fn read_fit(body: &mut Body<'_>) -> Result<(Fit, u32), LoadError> {
+    let (widening, steps) = (f32::from_bits(body.u32()?), f32::from_bits(body.u32()?));
+    let Some(fit) = Fit::read(widening, steps) else {
+        return refuse("walks that go as far as none do");
+    };
+    Ok((fit, body.u32()?))
 }
 
 fn read_roots(header: &Header, body: &mut Body<'_>) -> Result<Vec<u32>, LoadError> {
@@ -239,11 +264,11 @@ fn read_roots(header: &Header, body: &mut Body<'_>) -> Result<Vec<u32>, LoadErro
     Ok(roots)
 }
 
-/// The version of checkpoints of a layout.
-fn version_of(layout: Layout) -> u32 {
+/// The versions of checkpoints of a layout: without and with how far walks go.
+fn versions_of(layout: Layout) -> [u32; 2] {
     match layout {
-        Layout::Full => 3,
-        Layout::Lean => 4,
+        Layout::Full => [3, 5],
+        Layout::Lean => [4, 6],
     }
 }
 

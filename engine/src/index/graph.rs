@@ -5,8 +5,9 @@
 
 use super::Layout;
 use super::block::{Block, DEGREE, Form, LINE, NONE, ids_of};
+use super::fit::Fit;
 use super::roots::Roots;
-use crate::sync::shim::{AtomicU32, Ordering};
+use crate::sync::shim::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::{BlockStore, PinnedBlocks, Watermark};
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use std::ops::Range;
@@ -33,6 +34,11 @@ pub(super) struct Graph {
     vacant: AtomicU32,
     /// Live nodes that the last survey had to link. Written by the builder, read by whoever asks: Relaxed.
     linked_by_survey: AtomicU32,
+    /// How far walks go: the bits of the widening above those of the steps. Written by the builder, read by searches, which go on with
+    /// either: Relaxed.
+    fit: AtomicU64,
+    /// Nodes that there were when that was tried last. Written and read by the builder, and by who saves the graph and holds it off: Relaxed.
+    fitted: AtomicU32,
 }
 
 /// The graph as it is at one moment. While it is held, no block in it is written again.
@@ -43,6 +49,11 @@ pub(super) struct GraphView<'a> {
     pub(super) roots: Guard<Arc<Roots>>,
     loaded: Guard<Option<Arc<Loaded>>>,
     covered: u32,
+    pub(super) fit: Fit,
+}
+
+fn fit_bits(fit: Fit) -> u64 {
+    u64::from(fit.widening.to_bits()) << 32 | u64::from(fit.steps.to_bits())
 }
 
 impl Graph {
@@ -58,6 +69,8 @@ impl Graph {
             covered: Watermark::new(),
             vacant: AtomicU32::new(0),
             linked_by_survey: AtomicU32::new(0),
+            fit: AtomicU64::new(fit_bits(Fit::default())),
+            fitted: AtomicU32::new(0),
         }
     }
 
@@ -96,6 +109,27 @@ impl Graph {
         self.linked_by_survey.store(nodes, Ordering::Relaxed);
     }
 
+    /// How far walks go.
+    pub(super) fn fit(&self) -> Fit {
+        let bits = self.fit.load(Ordering::Relaxed);
+        Fit { widening: f32::from_bits((bits >> 32) as u32), steps: f32::from_bits(bits as u32) }
+    }
+
+    /// Says how far walks are to go. Builder only.
+    pub(super) fn set_fit(&self, fit: Fit) {
+        self.fit.store(fit_bits(fit), Ordering::Relaxed);
+    }
+
+    /// Nodes that there were when it was last tried how far walks have to go.
+    pub(super) fn fitted(&self) -> u32 {
+        self.fitted.load(Ordering::Relaxed)
+    }
+
+    /// Says that it is tried with so many nodes. Builder only.
+    pub(super) fn set_fitted(&self, nodes: u32) {
+        self.fitted.store(nodes, Ordering::Relaxed);
+    }
+
     pub(super) fn view(&self) -> GraphView<'_> {
         // In this order: what is covered was published before that was said, and a loaded list goes only when its node has a block.
         let covered = self.covered();
@@ -108,6 +142,7 @@ impl Graph {
             roots: self.roots.load(),
             loaded,
             covered,
+            fit: self.fit(),
         }
     }
 }

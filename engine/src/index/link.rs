@@ -8,7 +8,7 @@ use super::choose::{Choice, Scale, Scored, order};
 use super::graph::Graph;
 use super::occlusion::{Neighbourhood, Occlusions};
 use super::repair::{Mend, Repair};
-use super::vectors::QueryCodes;
+use super::vectors::{QueryCodes, Sought};
 use super::walk::{Reach, Trail, Walk};
 use super::{SearchParams, VectorIndex};
 use crate::sync::shim::{AtomicU32, Ordering};
@@ -326,6 +326,32 @@ impl Linker {
         }
     }
 
+    /// What a search for a live node's vector would meet if the node were not there. None of others.
+    pub(super) fn look_around<T>(
+        &mut self,
+        index: &VectorIndex,
+        node: u32,
+        reach: Reach,
+        met: impl FnOnce(&Trail) -> T,
+    ) -> Option<T> {
+        let graph = Arc::clone(&self.graph);
+        let vectors = index.vectors.view();
+        let view = graph.view();
+        if vectors.dead.is_dead(node) || view.block(node).is_none() {
+            return None;
+        }
+        let mut room = Vec::new();
+        let own = vectors.row(node, &mut room)?;
+        let mut scratch = self.scratches.pop().unwrap_or_default();
+        scratch.query.set_coded(&vectors, own, Sought::ByQuery, index.kernels);
+        let walk = Walk { graph: &view, vectors, kernels: index.kernels };
+        let returnable = |node| !vectors.dead.is_dead(node);
+        walk.run(&scratch.query, &reach.hiding(node), &returnable, &mut scratch.trail);
+        let met = met(&scratch.trail);
+        self.scratches.push(scratch);
+        Some(met)
+    }
+
     /// Whether a walk finds a live node by itself; whatever is as close will do. `true` of others.
     pub(super) fn finds(&mut self, index: &VectorIndex, node: u32) -> bool {
         let graph = Arc::clone(&self.graph);
@@ -337,9 +363,9 @@ impl Linker {
         let mut room = Vec::new();
         let Some((measure, codes)) = vectors.row(node, &mut room) else { return true };
         let mut scratch = self.scratches.pop().unwrap_or_default();
-        scratch.query.set_coded(&vectors, (measure, codes), index.kernels);
+        scratch.query.set_coded(&vectors, (measure, codes), Sought::Nearest, index.kernels);
         let walk = Walk { graph: &view, vectors, kernels: index.kernels };
-        let reach = Reach::of(1, SearchParams::DEFAULT_EF, EF_CONSTRUCTION, true);
+        let reach = Reach::of(1, SearchParams::DEFAULT_EF as f32, EF_CONSTRUCTION, true);
         walk.run(&scratch.query, &reach, &|_| true, &mut scratch.trail);
         let own = scratch.query.score(&vectors, measure, index.kernels.dot_i8(codes, codes));
         let found = scratch.trail.scored.iter().any(|one| one.node == node || one.score >= own);
@@ -392,7 +418,7 @@ impl Scratch {
         let Some(own) = walk.vectors.row(node, &mut self.room) else {
             return;
         };
-        self.query.set_coded(&walk.vectors, own, walk.kernels);
+        self.query.set_coded(&walk.vectors, own, Sought::Nearest, walk.kernels);
         let all = |_| true;
         walk.run(&self.query, &Reach::steps(EF_CONSTRUCTION), &all, &mut self.trail);
         let found = self.trail.scored.iter().filter(|one| one.node != node);

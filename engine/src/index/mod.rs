@@ -17,6 +17,7 @@ mod build;
 mod checkpoint;
 mod choose;
 mod collector;
+mod fit;
 mod graph;
 mod link;
 mod occlusion;

@@ -4,37 +4,47 @@
 //! scan. Must not know: how either is done.
 //!
 //! Deleted and unaccepted nodes are walked through but not returned, so if a share `f` of the nodes may be returned, a walk takes about
-//! `ef / 2f` steps. In units of one row that is scanned in its turn, a step costs so many ([`Costs`]), the scan of everything one a row and
+//! `1 / f` of its usual steps, which are known ([`Fit`]). In units of one row that is scanned in its turn, a step costs so many ([`Costs`]), the scan of everything one a row and
 //! that of a set some a member. The cheaper one runs. For a test, `f` comes from a sample of the vectors; for a set and
 //! for deletes it is known. Where the accepted ones lie is not known: if far from the query, a walk has to go through all that are
 //! nearer. So it may cost as much as the scan, and then the scan follows.
 
 use super::accept::Accept;
+use super::block::{Form, LINE};
+use super::fit::Fit;
 use super::search::SearchParams;
-use super::vectors::VectorsView;
+use super::vectors::{VectorsView, code_bytes};
 use super::{Layout, VectorNo};
 
-/// Cost of a step, and of scoring a member of a set, whose row lies anywhere.
+/// What things cost, in rows that a scan reads in their turn.
 #[derive(Debug, Clone, Copy)]
 struct Costs {
-    step: usize,
+    /// A step of a walk, with what is scored besides.
+    step: f64,
+    /// Scoring a member of a set, whose row lies anywhere.
     member: f64,
 }
 
 impl Costs {
-    /// Measured at 236,000 × 384 with AVX-512. Full, on a Sapphire Rapids: a row 24 ns, a step 600, a member 30 to 45. Lean, on a
-    /// Zen 5: a row 8, a step 700; what a member costs there is an estimate, by its four cache lines.
-    fn of(layout: Layout) -> Costs {
-        match layout {
-            Layout::Full => Costs { step: 25, member: 1.6 },
-            Layout::Lean => Costs { step: 80, member: 3.0 },
-        }
+    /// By the cache lines of a row and of a block, from nanoseconds on a Zen 5 with AVX-512 (by hand: scans, sets of 5 % and walks over
+    /// 236,000 × 100 and 384, 100,000 × 768, 60,000 × 1,536). Full: rows of 4, 12, 24 and 48, members 17, 20, 29 and 45, steps 370, 330, 470
+    /// and 960. Lean: 7, 8, 14 and 30, 22, 23, 30 and 47, 670, 770, 900 and 1,280. On a Sapphire Rapids a row of 384 takes 24, a step 600.
+    fn of(vectors: &VectorsView<'_>) -> Costs {
+        let (layout, width) = (vectors.layout(), vectors.width());
+        let (codes, _) = code_bytes(width, layout);
+        let lines = codes.div_ceil(LINE) as f64;
+        let block_lines = (Form::of(layout, width).bytes() / LINE) as f64;
+        let (row, member, step) = match layout {
+            Layout::Full => (2.0 * lines, 12.0 + 1.8 * lines, 200.0 + 5.0 * block_lines),
+            Layout::Lean => (3.0 + 2.3 * lines, 13.0 + 2.8 * lines, 620.0 + 55.0 * lines),
+        };
+        Costs { step: step / row, member: member / row }
     }
 }
 
-/// Steps of a walk for each candidate that is to be kept: most that are made, where nothing is restricted, and about how many are.
-const STEPS_FOR_EF: usize = 4;
-const STEPS_USUAL: f64 = 0.5;
+/// Most steps of a walk, where nothing is restricted, in its usual ones. Where many are about as near, as words are, some walks take ten
+/// times as many as most, and four times `ef`, as it was, cut off what they were to find (docs/ARCHITECTURE.md, Index).
+const STEPS_MOST: f64 = 16.0;
 /// A smaller share of the nodes than this may be returned: a restriction.
 const ALMOST_ALL: f64 = 0.95;
 /// Vectors that a test is tried on.
@@ -65,8 +75,7 @@ pub(super) struct Budget {
 /// without links.
 pub(super) fn plan(
     vectors: &VectorsView<'_>,
-    nodes: u32,
-    skipped: u32,
+    (nodes, skipped, fit): (u32, u32, Fit),
     accept: Accept<'_>,
     params: &SearchParams,
 ) -> Plan {
@@ -74,17 +83,19 @@ pub(super) fn plan(
     if params.exact || linked == 0 {
         return Plan::Scan;
     }
-    let costs = Costs::of(vectors.layout());
+    let costs = Costs::of(vectors);
     let (returnable, scan_cost) = returnable(vectors, nodes, accept, costs);
     let share = (returnable / f64::from(linked)).min(1.0);
     let ef = params.ef.max(params.k);
     // Also false where the share is 0.
-    let walk_is_cheaper = ef as f64 * STEPS_USUAL / share * (costs.step as f64) < scan_cost as f64;
+    let walk_is_cheaper = fit.steps_of(ef) / share * costs.step < scan_cost as f64;
     if !walk_is_cheaper {
         return Plan::Scan;
     }
     let must_end = !matches!(accept, Accept::All) || share < ALMOST_ALL;
-    let steps = if must_end { scan_cost / costs.step } else { ef.saturating_mul(STEPS_FOR_EF) };
+    let most = (fit.steps_of(ef) * STEPS_MOST) as usize;
+    let of_scan = (scan_cost as f64 / costs.step) as usize;
+    let steps = if must_end { of_scan } else { most.clamp(1, of_scan.max(ef)) };
     Plan::Walk(Budget { steps, must_end })
 }
 

@@ -107,9 +107,10 @@ impl VectorIndex {
         let mut path = SearchPath::Scan;
         let mut scan_from = 0;
         if let Some((view, vacant)) = &graph_view
-            && let Plan::Walk(budget) = plan(&vectors, view.covered(), *vacant, accept, params)
+            && let Plan::Walk(budget) =
+                plan(&vectors, (view.covered(), *vacant, view.fit), accept, params)
         {
-            let ef = params.ef.max(params.k);
+            let ef = view.fit.widened(params.ef.max(params.k));
             let reach = Reach::of(params.k, ef, budget.steps, !budget.must_end);
             let walked = self.walk(view, vectors, accept, &reach, scratch);
             visited = scratch.trail.expanded as u64;

@@ -12,8 +12,8 @@ use super::{Layout, Metric, VectorNo};
 use crate::sync::shim::{AtomicU32, Ordering};
 use crate::sync::{RowReader, RowStore, Tombstones};
 use flashbulb_kernels::{
-    FINE_STEPS, Kernels, NIBBLES_TOGETHER, Rotation, SignTable, as_bytes, as_codes, nibble_bytes,
-    pack_nibbles, unpack_nibbles,
+    FINE_STEPS, I8Params, Kernels, NIBBLES_TOGETHER, Rotation, SignTable, as_bytes, as_codes,
+    nibble_bytes, pack_nibbles, unpack_nibbles,
 };
 use parking_lot::Mutex;
 use std::cell::RefCell;
@@ -197,10 +197,12 @@ impl Vectors {
             fine.clear();
             let params = match self.layout {
                 Layout::Full => {
-                    let params = kernels.quantize_i8(rotated, codes);
+                    let params = kernels.quantize_i8_along(rotated, codes);
                     fine.resize(rotated.len(), 0);
-                    kernels.quantize_fine(rotated, codes, params.scale, fine);
-                    params
+                    let scale = kernels.quantize_fine(rotated, codes, params.scale, fine);
+                    let moved =
+                        (scale / params.scale - 1.0).abs() * (length * factor + params.error_norm);
+                    I8Params { scale, error_norm: params.error_norm + moved }
                 }
                 Layout::Lean => {
                     let params = kernels.quantize_i4(rotated, codes);
@@ -444,6 +446,26 @@ enum Scores {
     Lifted { height: f32, longest: f32 },
 }
 
+impl Scores {
+    /// Those of searches.
+    fn of(vectors: &VectorsView<'_>) -> Scores {
+        match vectors.metric {
+            Metric::Cosine => Scores::Cosine,
+            Metric::Dot => Scores::Product { longest: (2.0 * vectors.longest).sqrt() },
+            Metric::L2 => Scores::Nearness,
+        }
+    }
+}
+
+/// What is sought with a vector of the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sought {
+    /// What is near it: whose product with it is largest may lie far away.
+    Nearest,
+    /// What a search for it would be for.
+    ByQuery,
+}
+
 /// A quantised query and what its rounding cost.
 #[derive(Debug, Default)]
 pub(super) struct QueryCodes {
@@ -481,31 +503,26 @@ impl QueryCodes {
         let width = self.rotated.len() as f32;
         self.rounding = (width + 16.0) * f32::EPSILON * (self.code_norm + self.error);
         self.norm = self.code_norm;
-        self.scores = match vectors.metric {
-            Metric::Cosine => Scores::Cosine,
-            Metric::Dot => Scores::Product { longest: (2.0 * vectors.longest).sqrt() },
-            Metric::L2 => Scores::Nearness,
-        };
+        self.scores = Scores::of(vectors);
         self.half_square = match vectors.metric {
             Metric::Cosine => UNIT_HALF_SQUARE,
             Metric::Dot | Metric::L2 => kernels.dot_f32(&self.rotated, &self.rotated) / 2.0,
         };
     }
 
-    /// Takes a vector of the index by its codes, as a query of walks to those that are near it: whose product with it is largest may lie
-    /// far away.
+    /// Takes a vector of the index by its codes, as a query of walks.
     pub(super) fn set_coded(
         &mut self,
         vectors: &VectorsView<'_>,
         (measure, codes): (Measure, &[i8]),
+        sought: Sought,
         kernels: Kernels,
     ) {
-        self.scores = match vectors.metric {
-            Metric::Cosine => Scores::Cosine,
-            Metric::Dot => {
+        self.scores = match (vectors.metric, sought) {
+            (Metric::Dot, Sought::Nearest) => {
                 Scores::Lifted { height: vectors.height(measure), longest: vectors.longest }
             }
-            Metric::L2 => Scores::Nearness,
+            _ => Scores::of(vectors),
         };
         self.codes.clear();
         self.codes.extend_from_slice(codes);

@@ -34,8 +34,18 @@ pub(super) struct Trail {
     pub(super) expanded: usize,
     /// What stands for them before there are as many as the walk is measured by.
     early: Early,
-    /// The best exact scores of nodes that may be returned, best first, and the distances they stand for.
-    best: Vec<(f32, f32)>,
+    /// The best nodes that may be returned, best first.
+    best: Vec<Found>,
+}
+
+/// A node by which the walk is measured.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    score: f32,
+    /// Of an estimate about as good.
+    deviation: f32,
+    /// Of the score.
+    slack: f32,
 }
 
 /// A node that was scored by its codes.
@@ -43,7 +53,7 @@ pub(super) struct Trail {
 pub(super) struct Scored {
     pub(super) node: u32,
     pub(super) score: f32,
-    /// How far the score may be off.
+    /// How far the score may be off: four deviations.
     pub(super) slack: f32,
     /// Half of the squared distance to the query.
     pub(super) half_distance: f32,
@@ -64,6 +74,8 @@ pub(super) struct Reach {
     scores_end: f32,
     /// [`Early::end`]
     early_end: Option<f32>,
+    /// A node that the walk does as if it were not there; or [`NONE`].
+    hidden: u32,
 }
 
 /// The best estimates, by which the first steps of a walk are measured.
@@ -93,30 +105,32 @@ impl Early {
         }
     }
 
-    /// The estimate below which candidates are left out.
-    fn least(&self, query: &QueryCodes) -> f32 {
+    /// The estimate below which candidates are left out, by how far scores may be off.
+    fn least(&self, slack: f32, query: &QueryCodes) -> f32 {
         let last = self.best[RANK_MIN - 1];
         let half_distance = query.half_distance(last);
-        self.end.map_or(f32::NEG_INFINITY, |end| last - end * deviation(half_distance, query))
+        self.end.map_or(f32::NEG_INFINITY, |end| {
+            last - (end * deviation(half_distance, slack, query)).max(slack / 2.0)
+        })
     }
 }
 
 /// Best scores that a walk is measured by, at least: by fewer, it ends in the first hollow.
-const RANK_MIN: usize = 10;
+pub(super) const RANK_MIN: usize = 10;
 /// Where a walk's reach is none: at this `ef` it ends when the best candidate is estimated to be no better than the k-th best.
 const EF_OF_NONE: f32 = 16.0;
 /// Deviations that each doubling of `ef` adds. Measured on 236,000 × 384, as all here.
 const DEVIATIONS_A_DOUBLING: f32 = 0.75;
 /// Deviations further down, candidates are scored still, and at least to so many below the k-th best: a score costs a tenth of a step.
-const DEVIATIONS_SCORED: f32 = 0.6;
-const DEVIATIONS_SCORED_MIN: f32 = 1.5;
+const DEVIATIONS_SCORED: f32 = 0.45;
+const DEVIATIONS_SCORED_MIN: f32 = 1.2;
 /// Candidates that are scored without a step, at most, for each step: where many are about as near, as words are, there are many more.
 const SCORED_OF_STEPS: usize = 2;
 /// A walk of so many steps does without candidates that are so many deviations below the score of this rank.
 const RANK_OF_STEPS: usize = 32;
 const DEVIATIONS_OF_STEPS: f32 = 5.0;
 /// Deviations less than for scores, and at least, at which candidates are left out before exact scores are there to go by.
-const DEVIATIONS_LESS_EARLY: f32 = 1.7;
+const DEVIATIONS_LESS_EARLY: f32 = 1.55;
 const DEVIATIONS_EARLY_MIN: f32 = 0.5;
 /// Steps after which candidates are left out by exact scores alone: the first steps' are of nodes far away. With 14 the recall falls.
 const EARLY_STEPS: usize = 12;
@@ -130,12 +144,12 @@ impl Reach {
     /// So many steps.
     pub(super) fn steps(steps: usize) -> Reach {
         let (rank, scores_end) = (RANK_OF_STEPS, DEVIATIONS_OF_STEPS);
-        Reach { steps, rank, steps_end: f32::INFINITY, scores_end, early_end: None }
+        Reach { steps, rank, steps_end: f32::INFINITY, scores_end, early_end: None, hidden: NONE }
     }
 
     /// For the `k` best: wider with `ef`, in at most so many steps; whether any node may be returned.
-    pub(super) fn of(k: usize, ef: usize, steps: usize, any: bool) -> Reach {
-        let steps_end = DEVIATIONS_A_DOUBLING * (ef as f32 / EF_OF_NONE).log2();
+    pub(super) fn of(k: usize, ef: f32, steps: usize, any: bool) -> Reach {
+        let steps_end = DEVIATIONS_A_DOUBLING * (ef / EF_OF_NONE).log2();
         let scores_end = (steps_end + DEVIATIONS_SCORED).max(DEVIATIONS_SCORED_MIN);
         let early_end = (scores_end - DEVIATIONS_LESS_EARLY).max(DEVIATIONS_EARLY_MIN);
         Reach {
@@ -144,7 +158,13 @@ impl Reach {
             steps_end,
             scores_end,
             early_end: (any && k <= RANK_MIN).then_some(early_end),
+            hidden: NONE,
         }
+    }
+
+    /// The same in a graph without a node.
+    pub(super) fn hiding(self, node: u32) -> Reach {
+        Reach { hidden: node, ..self }
     }
 }
 
@@ -179,29 +199,36 @@ struct Ends {
 }
 
 impl Trail {
+    /// The scores of what may be returned, in no order.
+    pub(super) fn returnable_scores(&self) -> impl Iterator<Item = f32> + '_ {
+        self.scored.iter().filter(|one| one.returnable).map(|one| one.score)
+    }
+
     /// Where the walk ends, by what was found.
-    fn ends(&self, reach: &Reach, query: &QueryCodes) -> Ends {
-        let Some((score, half_distance)) = self.best.get(reach.rank - 1) else {
+    fn ends(&self, reach: &Reach) -> Ends {
+        let Some(last) = self.best.get(reach.rank - 1) else {
             return Ends { steps: f32::NEG_INFINITY, scores: f32::NEG_INFINITY };
         };
-        let deviation = deviation(*half_distance, query);
+        // Among vectors so close to one another that scores by codes tell them apart poorly, whoever may be better is scored finer.
+        let scores_end = (reach.scores_end * last.deviation).max(last.slack);
         Ends {
-            steps: score - reach.steps_end * deviation,
-            scores: score - reach.scores_end * deviation,
+            steps: last.score - reach.steps_end * last.deviation,
+            scores: last.score - scores_end,
         }
     }
 
     /// Takes note of a score; whether that moves the end.
-    fn found(&mut self, one: &Scored, rank: usize) -> bool {
-        let score = one.score;
+    fn found(&mut self, one: &Scored, query: &QueryCodes, rank: usize) -> bool {
+        let &Scored { score, slack, half_distance, .. } = one;
         if self.best.len() == rank {
-            if self.best.last().is_some_and(|last| score <= last.0) {
+            if self.best.last().is_some_and(|last| score <= last.score) {
                 return false;
             }
             self.best.pop();
         }
-        let at = self.best.partition_point(|best| best.0 >= score);
-        self.best.insert(at, (score, one.half_distance));
+        let at = self.best.partition_point(|best| best.score >= score);
+        let deviation = deviation(half_distance, slack, query);
+        self.best.insert(at, Found { score, deviation, slack });
         self.best.len() == rank
     }
 }
@@ -217,9 +244,12 @@ fn most(estimates: &[f32; DEGREE]) -> f32 {
     lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// The deviation of estimates about as far from the query as this.
-fn deviation(half_distance: f32, query: &QueryCodes) -> f32 {
-    DEVIATION * half_distance.max(f32::MIN_POSITIVE) / (query.codes.len() as f32).sqrt()
+/// The deviation of an estimate about as far from the query as this, from what the f32 row would have: that of the sketch, which is small among
+/// vectors that are close to one another, and that of the codes, which is not.
+fn deviation(half_distance: f32, slack: f32, query: &QueryCodes) -> f32 {
+    let of_sketch =
+        DEVIATION * half_distance.max(f32::MIN_POSITIVE) / (query.codes.len() as f32).sqrt();
+    (of_sketch * of_sketch + slack * slack / 16.0).sqrt()
 }
 
 impl Walk<'_> {
@@ -250,10 +280,11 @@ impl Walk<'_> {
     ) -> Walked {
         trail.pool.begin();
         trail.visited.begin(self.graph.len());
+        trail.visited.see(reach.hidden);
         trail.scored.clear();
         trail.best.clear();
         trail.early.begin(reach.early_end);
-        let mut ends = trail.ends(reach, query);
+        let mut ends = trail.ends(reach);
         self.begin_at_roots(query, trail);
         let mut ahead = Ahead { node: NONE, lines: 0 };
         self.look_ahead(trail, &mut ahead);
@@ -275,13 +306,13 @@ impl Walk<'_> {
             scored.returnable = returnable(node);
             trail.scored.push(scored);
             let score = scored.score;
-            if scored.returnable && trail.found(&scored, reach.rank) {
-                ends = trail.ends(reach, query);
+            if scored.returnable && trail.found(&scored, query, reach.rank) {
+                ends = trail.ends(reach);
             }
             if trail.scored.len() >= EARLY_STEPS && trail.best.len() == reach.rank {
                 trail.early.end = None;
             }
-            let least = ends.scores.max(trail.early.least(query));
+            let least = ends.scores.max(trail.early.least(scored.slack, query));
             match block {
                 Some(block) if block.has_sketch() => {
                     self.estimate(query, block, score, least, trail);
