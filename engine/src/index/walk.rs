@@ -99,9 +99,14 @@ impl Early {
     #[inline]
     fn take(&mut self, estimate: f32) {
         if self.end.is_some() && estimate > self.best[RANK_MIN - 1] {
-            let at = self.best.iter().take_while(|best| **best >= estimate).count();
-            self.best[at..].rotate_right(1);
-            self.best[at] = estimate;
+            // Each place at once, in registers: the better of what was there and what is pushed down to it.
+            let larger = |a: f32, b: f32| if a > b { a } else { b };
+            let old = self.best;
+            for at in 1..RANK_MIN {
+                let pushed = if old[at - 1] < estimate { old[at - 1] } else { estimate };
+                self.best[at] = larger(old[at], pushed);
+            }
+            self.best[0] = larger(old[0], estimate);
         }
     }
 
