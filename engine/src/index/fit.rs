@@ -2,9 +2,10 @@
 //!
 //! Invariant: the fit changes how far walks go, never the graph, so what is built does not hang on it. Must not know: who searches.
 //!
-//! Where many vectors are about as near as the nearest, as words are, a walk of a given number of deviations finds less. How much less is
-//! tried with vectors of the space, each hidden from the walks that look for its neighbours, so that it is as a query that nobody
-//! stored: what a wide walk finds is taken for the truth, and walks are widened until they find enough of it.
+//! A walk ends by deviations of its estimates, which suits most spaces, but not those where links lead poorly to what is near. And how many
+//! steps that takes differs a hundredfold. Both are tried with vectors of the space, each hidden from the walks that look for its
+//! neighbours, so that it is as a query that nobody stored: what a wide walk finds is taken for the truth, and walks are widened until they
+//! find enough of it.
 
 use super::graph::Graph;
 use super::link::Linker;

@@ -483,6 +483,8 @@ pub(super) struct QueryCodes {
     error: f32,
     /// Rounding of the f32 arithmetic on scores, as a part of a vector's length.
     rounding: f32,
+    /// What a sum of so many products with random signs is divided by: `1/√width`.
+    pub(super) per_root: f32,
     /// ‖q‖
     norm: f32,
     /// ‖q‖² / 2, or of vectors of unit length, half.
@@ -500,8 +502,7 @@ impl QueryCodes {
         let squares = kernels.dot_i8(&self.codes, &self.codes);
         self.code_norm = up((squares as f32).sqrt() * params.scale);
         self.error = up(params.error_norm + self.code_norm * ROTATION_ERROR);
-        let width = self.rotated.len() as f32;
-        self.rounding = (width + 16.0) * f32::EPSILON * (self.code_norm + self.error);
+        self.set_rounding();
         self.norm = self.code_norm;
         self.scores = Scores::of(vectors);
         self.half_square = match vectors.metric {
@@ -527,11 +528,21 @@ impl QueryCodes {
         self.codes.clear();
         self.codes.extend_from_slice(codes);
         self.scale = measure.scale;
+        self.code_norm = measure.norm + measure.error;
+        self.error = measure.error;
+        self.set_rounding();
         self.norm = measure.norm;
         self.half_square = measure.half_square;
         self.rotated.clear();
         self.rotated.extend(codes.iter().map(|code| f32::from(*code) * measure.scale));
         self.prepare_walk(kernels);
+    }
+
+    /// What follows from the number of codes and from their lengths.
+    fn set_rounding(&mut self) {
+        let width = self.codes.len() as f32;
+        self.rounding = (width + 16.0) * f32::EPSILON * (self.code_norm + self.error);
+        self.per_root = 1.0 / width.sqrt();
     }
 
     /// Makes what estimates need.
@@ -582,6 +593,6 @@ impl QueryCodes {
     /// product with one is its length by a normal variable of deviation `1/√width`, of which four deviations are taken.
     #[inline]
     pub(super) fn likely_slack(&self, v: Measure) -> f32 {
-        self.slack(v) * 4.0 / (self.codes.len() as f32).sqrt()
+        self.slack(v) * 4.0 * self.per_root
     }
 }

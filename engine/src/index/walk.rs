@@ -252,8 +252,7 @@ fn most(estimates: &[f32; DEGREE]) -> f32 {
 /// The deviation of an estimate about as far from the query as this, from what the f32 row would have: that of the sketch, which is small among
 /// vectors that are close to one another, and that of the codes, which is not.
 fn deviation(half_distance: f32, slack: f32, query: &QueryCodes) -> f32 {
-    let of_sketch =
-        DEVIATION * half_distance.max(f32::MIN_POSITIVE) / (query.codes.len() as f32).sqrt();
+    let of_sketch = DEVIATION * half_distance.max(f32::MIN_POSITIVE) * query.per_root;
     (of_sketch * of_sketch + slack * slack / 16.0).sqrt()
 }
 
