@@ -155,6 +155,13 @@ fn quantize_i8(of: &'static mut Quantizing) -> I8Params {
     of.kernels.quantize_i8(&of.vector, &mut of.out)
 }
 
+#[library_benchmark(setup = vector_to_quantize)]
+#[bench::scalar(SimdLevel::Scalar)]
+#[bench::avx2(SimdLevel::Avx2)]
+fn quantize_i8_along(of: &'static mut Quantizing) -> I8Params {
+    of.kernels.quantize_i8_along(&of.vector, &mut of.out)
+}
+
 // Portable alone.
 #[library_benchmark(setup = vector_to_quantize)]
 #[bench::scalar(SimdLevel::Scalar)]
@@ -276,6 +283,7 @@ library_benchmark_group!(
         quantize_fine,
         dot_fine,
         quantize_i8,
+        quantize_i8_along,
         quantize_i4,
         rotation_apply,
         sign_table_set,

@@ -97,40 +97,38 @@ pub(crate) fn encode_i8(src: &[f32], dst: &mut [i8], step: Step) -> f64 {
     residual_squares
 }
 
-/// Sums side by side.
+/// Values summed side by side.
 const LANES: usize = 16;
-
-/// `Σ of(values)`, in an order that every level has; `of` says what each 16 places add, and what those after the last 16.
-#[inline(always)]
-fn by_lanes(sums: impl Iterator<Item = [f32; LANES]>) -> f32 {
-    let mut lanes = [0f32; LANES];
-    for some in sums {
-        lanes.iter_mut().zip(some).for_each(|(lane, one)| *lane += one);
-    }
-    lanes.iter().sum()
-}
 
 /// The sum of what is made of each value; always in the same order.
 #[inline(always)]
 pub(crate) fn sum_of(src: &[f32], of: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
     let (whole, rest) = src.as_chunks::<LANES>();
-    let rest = std::array::from_fn(|at| rest.get(at).map_or(0.0, |value| of(*value)));
-    by_lanes(whole.iter().map(|values| values.map(&of)).chain([rest]))
+    for values in whole {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane += of(*value);
+        }
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, value)| *lane += of(*value));
+    lanes.iter().sum()
 }
 
 /// As [`sum_of`], of values and their codes. The slices are of one length.
 #[inline(always)]
 pub(crate) fn sum_with(src: &[f32], codes: &[i8], of: impl Fn(f32, i8) -> f32) -> f32 {
-    let ((whole, rest), (whole_codes, rest_codes)) =
-        (src.as_chunks::<LANES>(), codes.as_chunks::<LANES>());
-    let each = |values: &[f32; LANES], codes: &[i8; LANES]| {
-        std::array::from_fn(|at| of(values[at], codes[at]))
-    };
-    let rest = std::array::from_fn(|at| match (rest.get(at), rest_codes.get(at)) {
-        (Some(value), Some(code)) => of(*value, *code),
-        _ => 0.0,
-    });
-    by_lanes(whole.iter().zip(whole_codes).map(|(values, codes)| each(values, codes)).chain([rest]))
+    let mut lanes = [0f32; LANES];
+    let ((whole, rest), (codes, rest_codes)) = (src.as_chunks::<LANES>(), codes.as_chunks());
+    for (values, codes) in whole.iter().zip(codes) {
+        let codes: &[i8; LANES] = codes;
+        for at in 0..LANES {
+            lanes[at] += of(values[at], codes[at]);
+        }
+    }
+    for (lane, (value, code)) in lanes.iter_mut().zip(rest.iter().zip(rest_codes)) {
+        *lane += of(*value, *code);
+    }
+    lanes.iter().sum()
 }
 
 /// The step between codes. No element it is made for exceeds 127 steps by more than rounding, so
