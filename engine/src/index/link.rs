@@ -10,7 +10,7 @@ use super::occlusion::{Neighbourhood, Occlusions};
 use super::repair::{Mend, Repair};
 use super::vectors::{QueryCodes, Sought};
 use super::walk::{Reach, Trail, Walk};
-use super::{SearchParams, VectorIndex};
+use super::{SearchParams, VectorIndex, VectorNo};
 use crate::sync::shim::{AtomicU32, Ordering};
 use std::ops::Range;
 use std::sync::Arc;
@@ -334,43 +334,50 @@ impl Linker {
         reach: Reach,
         met: impl FnOnce(&Trail) -> T,
     ) -> Option<T> {
+        let returnable = |node| !index.is_dead(VectorNo(node));
+        let (sought, reach) = (Sought::ByQuery, reach.hiding(node));
+        self.walk_to(index, node, sought, &reach, &returnable, |scratch| met(&scratch.trail))
+    }
+
+    /// Whether a walk finds a live node by itself; whatever is as close will do. `true` of others.
+    pub(super) fn finds(&mut self, index: &VectorIndex, node: u32) -> bool {
+        let reach = Reach::of(1, SearchParams::DEFAULT_EF as f32, EF_CONSTRUCTION, true);
+        let vectors = index.vectors.view();
+        let mut room = Vec::new();
+        let Some((measure, codes)) = vectors.row(node, &mut room) else { return true };
+        let is_found = |scratch: &Scratch| {
+            let own = index.kernels.dot_i8(codes, codes);
+            let own = scratch.query.score(&vectors, measure, own);
+            scratch.trail.scored.iter().any(|one| one.node == node || one.score >= own)
+        };
+        let found = self.walk_to(index, node, Sought::Nearest, &reach, &|_| true, is_found);
+        found.unwrap_or(true)
+    }
+
+    /// Walks to a live node that has a block, by its codes. None of others.
+    fn walk_to<T>(
+        &mut self,
+        index: &VectorIndex,
+        node: u32,
+        sought: Sought,
+        reach: &Reach,
+        returnable: &dyn Fn(u32) -> bool,
+        met: impl FnOnce(&Scratch) -> T,
+    ) -> Option<T> {
         let graph = Arc::clone(&self.graph);
         let vectors = index.vectors.view();
         let view = graph.view();
         if vectors.dead.is_dead(node) || view.block(node).is_none() {
             return None;
         }
-        let mut room = Vec::new();
-        let own = vectors.row(node, &mut room)?;
         let mut scratch = self.scratches.pop().unwrap_or_default();
-        scratch.query.set_coded(&vectors, own, Sought::ByQuery, index.kernels);
+        let Scratch { query, room, trail, .. } = &mut scratch;
+        query.set_coded(&vectors, vectors.row(node, room)?, sought, index.kernels);
         let walk = Walk { graph: &view, vectors, kernels: index.kernels };
-        let returnable = |node| !vectors.dead.is_dead(node);
-        walk.run(&scratch.query, &reach.hiding(node), &returnable, &mut scratch.trail);
-        let met = met(&scratch.trail);
+        walk.run(query, reach, returnable, trail);
+        let met = met(&scratch);
         self.scratches.push(scratch);
         Some(met)
-    }
-
-    /// Whether a walk finds a live node by itself; whatever is as close will do. `true` of others.
-    pub(super) fn finds(&mut self, index: &VectorIndex, node: u32) -> bool {
-        let graph = Arc::clone(&self.graph);
-        let vectors = index.vectors.view();
-        let view = graph.view();
-        if vectors.dead.is_dead(node) || view.block(node).is_none() {
-            return true;
-        }
-        let mut room = Vec::new();
-        let Some((measure, codes)) = vectors.row(node, &mut room) else { return true };
-        let mut scratch = self.scratches.pop().unwrap_or_default();
-        scratch.query.set_coded(&vectors, (measure, codes), Sought::Nearest, index.kernels);
-        let walk = Walk { graph: &view, vectors, kernels: index.kernels };
-        let reach = Reach::of(1, SearchParams::DEFAULT_EF as f32, EF_CONSTRUCTION, true);
-        walk.run(&scratch.query, &reach, &|_| true, &mut scratch.trail);
-        let own = scratch.query.score(&vectors, measure, index.kernels.dot_i8(codes, codes));
-        let found = scratch.trail.scored.iter().any(|one| one.node == node || one.score >= own);
-        self.scratches.push(scratch);
-        found
     }
 
     /// Gives loaded nodes their blocks, from node `from` on, at most `most`; returns how far it came.
